@@ -1,0 +1,15 @@
+/// @file
+/// STARTTLS for C++20 coroutines: connections that start in plain text and are upgraded to TLS in place.
+#ifndef UPGRADEABLE_STREAMS_HPP
+#define UPGRADEABLE_STREAMS_HPP
+
+#include <upgradeable_streams/error.hpp>
+#include <upgradeable_streams/open_connection.hpp>
+#include <upgradeable_streams/start_server.hpp>
+#include <upgradeable_streams/stream_reader.hpp>
+#include <upgradeable_streams/stream_writer.hpp>
+#include <upgradeable_streams/tls.hpp>
+#include <upgradeable_streams/tls_context.hpp>
+#include <upgradeable_streams/upgradeable_stream.hpp>
+
+#endif

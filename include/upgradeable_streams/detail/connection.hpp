@@ -1,0 +1,667 @@
+/// @file
+/// What a reader and its writer share: stream, read buffer, write queue, epoch.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_CONNECTION_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_CONNECTION_HPP
+
+#include <upgradeable_streams/error.hpp>
+#include <upgradeable_streams/socket_address.hpp>
+#include <upgradeable_streams/tls.hpp>
+#include <upgradeable_streams/upgradeable_stream.hpp>
+
+#include <asio/any_io_executor.hpp>
+#include <asio/awaitable.hpp>
+#include <asio/buffer.hpp>
+#include <asio/co_spawn.hpp>
+#include <asio/detached.hpp>
+#include <asio/post.hpp>
+#include <asio/redirect_error.hpp>
+#include <asio/steady_timer.hpp>
+#include <asio/this_coro.hpp>
+#include <asio/use_awaitable.hpp>
+#include <asio/write.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace upgradeable_streams::detail
+{
+
+inline void throw_if(bool condition, errc error)
+{
+    if (condition)
+        throw std::system_error(error);
+}
+
+/// Lets so many handshakes run at once; the others wait their turn. Safe to share between strands.
+class handshake_limit
+{
+public:
+    explicit handshake_limit(std::size_t most) : free_(most) {}
+
+    /// A place in the queue, and once `try_enter` has said so, among those that run.
+    class place
+    {
+    public:
+        place(std::shared_ptr<handshake_limit> limit, asio::any_io_executor executor, std::weak_ptr<asio::steady_timer> wake)
+            : limit_(std::move(limit)), waiter_{std::move(executor), std::move(wake)}
+        {
+            const std::lock_guard lock(limit_->mutex_);
+            limit_->waiting_.push_back(&waiter_);
+        }
+
+        ~place()
+        {
+            const std::lock_guard lock(limit_->mutex_);
+            if (running_)
+                ++limit_->free_;
+            else
+                limit_->waiting_.remove(&waiter_);
+            limit_->wake_first();
+        }
+
+        place(const place&) = delete;
+        place& operator=(const place&) = delete;
+
+        bool try_enter()
+        {
+            const std::lock_guard lock(limit_->mutex_);
+            if (limit_->free_ == 0 || limit_->waiting_.front() != &waiter_)
+                return false;
+            limit_->waiting_.pop_front();
+            --limit_->free_;
+            limit_->wake_first();
+            return running_ = true;
+        }
+
+    private:
+        friend handshake_limit;
+
+        struct waiter
+        {
+            asio::any_io_executor executor;
+            std::weak_ptr<asio::steady_timer> wake;
+        };
+
+        std::shared_ptr<handshake_limit> limit_;
+        waiter waiter_;
+        bool running_ = false;
+    };
+
+private:
+    void wake_first() noexcept
+    try
+    {
+        if (free_ == 0 || waiting_.empty())
+            return;
+        asio::post(waiting_.front()->executor,
+                   [wake = waiting_.front()->wake]
+                   {
+                       if (const auto timer = wake.lock())
+                           timer->cancel();
+                   });
+    }
+    catch (...)
+    {
+    }
+
+    std::mutex mutex_;
+    std::size_t free_;
+    std::list<place::waiter*> waiting_;
+};
+
+/// Options of a connection, owned.
+struct connection_settings
+{
+    tls_settings tls;
+    std::size_t limit = 64 * 1024;
+    std::shared_ptr<handshake_limit> handshakes;
+};
+
+/// A connection whose kind of socket has been forgotten.
+///
+/// Concurrency: used on one executor, a strand where the io_context has several threads. Lifetime: an operation under
+/// way holds a shared_ptr.
+class connection : public std::enable_shared_from_this<connection>
+{
+public:
+    connection(const connection&) = delete;
+    connection& operator=(const connection&) = delete;
+    virtual ~connection() = default;
+
+    virtual asio::any_io_executor get_executor() = 0;
+    virtual SSL* ssl() const = 0;
+    virtual bool is_tls() const = 0;
+    virtual const tls_settings& settings() const = 0;
+    virtual std::optional<int> native_socket() = 0;
+
+    const std::optional<socket_address>& peername() const { return peername_; }
+    const std::optional<socket_address>& sockname() const { return sockname_; }
+    std::size_t limit() const { return limit_; }
+    unsigned epoch() const { return epoch_; }
+    bool is_closing() const { return closing_ || lost_; }
+    bool is_closed() const { return closed_; }
+
+    // Reading: the buffer grows at its end only while `receive` runs.
+
+    /// Marks a read as pending for as long as it lives.
+    class read_guard
+    {
+    public:
+        read_guard(connection& c, unsigned epoch) : connection_(c)
+        {
+            throw_if(epoch != c.epoch_, errc::connection_upgraded);
+            throw_if(c.upgrading_, errc::upgrade_in_progress);
+            throw_if(c.reading_, errc::operation_in_progress);
+            throw_if(c.closing_, errc::connection_closed);
+            c.reading_ = true;
+        }
+
+        ~read_guard()
+        {
+            connection_.reading_ = false;
+            if (connection_.closing_)
+                connection_.changed_->cancel();
+        }
+
+        read_guard(const read_guard&) = delete;
+        read_guard& operator=(const read_guard&) = delete;
+
+    private:
+        connection& connection_;
+    };
+
+    std::string_view received() const { return {buffer_.data() + begin_, end_ - begin_}; }
+    bool at_eof() const { return eof_ && begin_ == end_; }
+    bool eof() const { return eof_; }
+
+    std::string take(std::size_t size)
+    {
+        std::string taken(received().substr(0, size));
+        discard(taken.size());
+        return taken;
+    }
+
+    void discard(std::size_t size)
+    {
+        begin_ += size;
+        if (begin_ < end_)
+            return;
+        begin_ = end_ = 0;
+        if (buffer_.size() > largest_receive)
+            buffer_ = {};
+    }
+
+    /// Adds at least one byte to the buffer or sets eof; throws the first error of reading again each time.
+    asio::awaitable<void> receive();
+
+    // Writing: what is queued is sent, without a further call, once control is back at the event loop.
+
+    void check_write(unsigned epoch) const
+    {
+        throw_if(epoch != epoch_, errc::connection_upgraded);
+        throw_if(upgrading_, errc::upgrade_in_progress);
+        throw_if(closing_, errc::connection_closed);
+        throw_if_lost();
+        if (write_ended_)
+            throw std::system_error(std::make_error_code(std::errc::broken_pipe), "write after write_eof");
+    }
+
+    void write(std::string_view data)
+    {
+        if (data.empty())
+            return;
+        queue_.append(data);
+        if (queued() > high_)
+            paused_ = true;
+        schedule_send();
+    }
+
+    void set_write_buffer_limits(std::size_t high, std::size_t low)
+    {
+        high_ = high;
+        low_ = low;
+        paused_ = queued() > high_ || (paused_ && queued() > low_);
+        changed_->cancel();
+    }
+
+    asio::awaitable<void> drain();
+    void write_eof();
+    void close();
+    void abort();
+
+    /// Waits for the end; the result is the reason of a loss.
+    asio::awaitable<std::error_code> wait_closed();
+
+    /// Upgrades to TLS and begins a new epoch. A failure closes the connection.
+    asio::awaitable<void> upgrade(std::unique_ptr<upgrade_request> request);
+
+protected:
+    connection(const asio::any_io_executor& executor, const connection_settings& settings)
+        : changed_(std::make_shared<asio::steady_timer>(executor, asio::steady_timer::time_point::max())),
+          limit_(settings.limit), handshakes_(settings.handshakes)
+    {
+    }
+
+    using read_handler =
+        asio::async_result<asio::use_awaitable_t<>, void(asio::error_code, std::size_t)>::handler_type;
+
+    virtual void async_read_some(asio::mutable_buffer buffer, read_handler handler) = 0;
+    virtual void async_write(asio::const_buffer buffer) = 0; ///< Calls `written` in the end.
+    virtual asio::awaitable<void> start_tls(std::unique_ptr<upgrade_request> request) = 0;
+    virtual asio::awaitable<void> shutdown(asio::socket_base::shutdown_type what, asio::error_code& error) = 0;
+    virtual void cancel_socket() = 0;
+    virtual void close_socket() = 0;
+
+    void written(const asio::error_code& error);
+
+    std::optional<socket_address> peername_;
+    std::optional<socket_address> sockname_;
+
+private:
+    /// Ends the connection with `reason` when time is up, unless destroyed before.
+    class expiry;
+
+    static constexpr std::size_t smallest_receive = 4 * 1024;
+    static constexpr std::size_t largest_receive = 64 * 1024;
+
+    void throw_if_lost() const
+    {
+        if (lost_)
+            throw std::system_error(lost_);
+        throw_if(closed_, errc::connection_closed);
+    }
+
+    std::size_t queued() const { return queue_.size() + sending_.size(); }
+    void schedule_send();
+    void send();
+    void lose(const std::error_code& reason);
+    asio::awaitable<void> wait_change();
+    asio::awaitable<void> flush();
+    asio::awaitable<void> finish_writing();
+    asio::awaitable<void> finish();
+
+    std::shared_ptr<asio::steady_timer> changed_; ///< Cancelled at each change that somebody may wait for.
+    unsigned epoch_ = 0;                          ///< Counts the upgrades; handles of an earlier one are void.
+    bool upgrading_ = false;
+    bool closing_ = false;
+    bool closed_ = false;
+    std::error_code lost_; ///< Why writing is no longer possible.
+
+    std::size_t limit_;
+    std::shared_ptr<handshake_limit> handshakes_;
+    std::vector<char> buffer_; ///< [begin_, end_) is received and not yet read.
+    std::size_t begin_ = 0;
+    std::size_t end_ = 0;
+    std::size_t next_receive_ = smallest_receive;
+    bool reading_ = false;
+    bool eof_ = false;
+    std::error_code read_error_;
+
+    std::string queue_;
+    std::string sending_; ///< Not empty exactly while a write is under way.
+    bool send_scheduled_ = false;
+    bool paused_ = false; ///< Above the high mark, and not yet at the low one again.
+    bool write_ended_ = false;
+    std::size_t high_ = 64 * 1024;
+    std::size_t low_ = 16 * 1024;
+};
+
+/// A connection over an upgradeable_stream.
+template <typename Socket>
+class stream_connection final : public connection
+{
+public:
+    stream_connection(Socket socket, const connection_settings& settings)
+        : connection(socket.get_executor(), settings), stream_(std::move(socket), settings.tls)
+    {
+        asio::error_code error;
+        auto& lowest = stream_.lowest_layer();
+        if (const auto peer = lowest.remote_endpoint(error); !error)
+            peername_.emplace(peer);
+        if (const auto own = lowest.local_endpoint(error); !error)
+            sockname_.emplace(own);
+    }
+
+    asio::any_io_executor get_executor() override { return stream_.get_executor(); }
+    SSL* ssl() const override { return stream_.native_handle(); }
+    bool is_tls() const override { return stream_.is_tls(); }
+    const tls_settings& settings() const override { return stream_.state_->settings; }
+
+    std::optional<int> native_socket() override
+    {
+        auto& lowest = stream_.lowest_layer();
+        return lowest.is_open() ? std::optional<int>(lowest.native_handle()) : std::nullopt;
+    }
+
+private:
+    void async_read_some(asio::mutable_buffer buffer, read_handler handler) override
+    {
+        stream_.async_read_some(buffer, std::move(handler));
+    }
+
+    void async_write(asio::const_buffer buffer) override
+    {
+        asio::async_write(stream_, buffer,
+                          [self = std::static_pointer_cast<stream_connection>(shared_from_this())](
+                              const asio::error_code& error, std::size_t) { self->written(error); });
+    }
+
+    asio::awaitable<void> start_tls(std::unique_ptr<upgrade_request> request) override
+    {
+        return stream_.await_upgrade(stream_.state_, std::move(request));
+    }
+
+    asio::awaitable<void> shutdown(asio::socket_base::shutdown_type what, asio::error_code& error) override
+    {
+        return stream_.async_shutdown({.what = what}, asio::redirect_error(asio::use_awaitable, error));
+    }
+
+    void cancel_socket() override
+    {
+        asio::error_code ignored;
+        stream_.lowest_layer().cancel(ignored);
+    }
+
+    void close_socket() override
+    {
+        asio::error_code ignored;
+        stream_.lowest_layer().close(ignored);
+    }
+
+    upgradeable_stream<Socket> stream_;
+};
+
+/// What a reader and its writer hold together; when the last handle goes, the connection is closed.
+class handle
+{
+public:
+    explicit handle(std::shared_ptr<detail::connection> c) : connection_(std::move(c)), epoch_(connection_->epoch()) {}
+
+    ~handle()
+    {
+        if (epoch_ != connection_->epoch() || connection_->is_closed())
+            return;
+        try
+        {
+            asio::post(connection_->get_executor(),
+                       [c = connection_, epoch = epoch_]
+                       {
+                           if (epoch == c->epoch())
+                               c->close();
+                       });
+        }
+        catch (...)
+        {
+            connection_->abort();
+        }
+    }
+
+    handle(const handle&) = delete;
+    handle& operator=(const handle&) = delete;
+
+    detail::connection& operator*() const { return *connection_; }
+    const std::shared_ptr<detail::connection>& connection() const { return connection_; }
+    unsigned epoch() const { return epoch_; }
+    void check_epoch() const { throw_if(epoch_ != connection_->epoch(), errc::connection_upgraded); }
+
+private:
+    std::shared_ptr<detail::connection> connection_;
+    unsigned epoch_;
+};
+
+class connection::expiry
+{
+public:
+    expiry(connection& c, std::chrono::steady_clock::duration timeout, errc reason)
+        : timer_(std::make_shared<asio::steady_timer>(c.get_executor(), timeout))
+    {
+        timer_->async_wait(
+            [timer = std::weak_ptr(timer_), weak = c.weak_from_this(), reason](const asio::error_code& error)
+            {
+                const auto self = weak.lock();
+                if (!error && !timer.expired() && self)
+                    self->lose(reason), self->abort();
+            });
+    }
+
+    expiry(const expiry&) = delete;
+    expiry& operator=(const expiry&) = delete;
+
+private:
+    std::shared_ptr<asio::steady_timer> timer_;
+};
+
+inline asio::awaitable<void> connection::wait_change()
+{
+    asio::error_code ignored;
+    co_await changed_->async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+    const auto cancellation = co_await asio::this_coro::cancellation_state;
+    if (cancellation.cancelled() != asio::cancellation_type::none)
+        throw std::system_error(asio::error::operation_aborted);
+}
+
+inline asio::awaitable<void> connection::receive()
+{
+    if (read_error_)
+        throw std::system_error(read_error_);
+    if (eof_)
+        co_return;
+    if (buffer_.size() - end_ < next_receive_ && begin_ > 0)
+    {
+        std::copy(buffer_.begin() + std::ptrdiff_t(begin_), buffer_.begin() + std::ptrdiff_t(end_), buffer_.begin());
+        end_ -= std::exchange(begin_, 0);
+    }
+    if (buffer_.size() - end_ < next_receive_)
+        buffer_.resize(end_ + next_receive_);
+
+    std::size_t size = 0;
+    std::error_code error;
+    try
+    {
+        size = co_await asio::async_initiate<const asio::use_awaitable_t<>, void(asio::error_code, std::size_t)>(
+            [this](read_handler handler)
+            { async_read_some(asio::buffer(buffer_.data() + end_, next_receive_), std::move(handler)); },
+            asio::use_awaitable);
+    }
+    catch (const std::system_error& e)
+    {
+        error = e.code();
+    }
+    throw_if(closing_, errc::connection_closed);
+    if (error == asio::error::eof)
+        eof_ = true;
+    else if (error)
+    {
+        if (error != asio::error::operation_aborted)
+            read_error_ = error;
+        throw std::system_error(error);
+    }
+    end_ += size;
+    next_receive_ = size == next_receive_ ? std::min(2 * size, largest_receive) : next_receive_;
+}
+
+inline void connection::schedule_send()
+{
+    if (send_scheduled_ || !sending_.empty())
+        return;
+    asio::post(get_executor(),
+               [self = shared_from_this()]
+               {
+                   self->send_scheduled_ = false;
+                   self->send();
+               });
+    send_scheduled_ = true;
+}
+
+inline void connection::send()
+{
+    if (queue_.empty() || !sending_.empty() || closed_)
+        return;
+    sending_.swap(queue_);
+    async_write(asio::buffer(sending_));
+}
+
+inline void connection::written(const asio::error_code& error)
+{
+    sending_.clear();
+    if (error)
+        return lose(error);
+    send();
+    if (queued() <= low_)
+        paused_ = false;
+    changed_->cancel();
+}
+
+inline void connection::lose(const std::error_code& reason)
+{
+    if (!lost_ && !closed_)
+        lost_ = reason;
+    queue_.clear();
+    paused_ = false;
+    changed_->cancel();
+}
+
+inline asio::awaitable<void> connection::drain()
+{
+    while (paused_ && !lost_ && !closed_)
+        co_await wait_change();
+    throw_if_lost();
+}
+
+inline asio::awaitable<void> connection::flush()
+{
+    send();
+    while (queued() > 0 && !lost_ && !closed_)
+        co_await wait_change();
+    throw_if_lost();
+}
+
+inline void connection::write_eof()
+{
+    write_ended_ = true;
+    asio::co_spawn(
+        get_executor(), [self = shared_from_this()] { return self->finish_writing(); }, asio::detached);
+}
+
+inline asio::awaitable<void> connection::finish_writing()
+{
+    while (queued() > 0 && !is_closing())
+        co_await wait_change();
+    if (is_closing())
+        co_return;
+    asio::error_code error;
+    co_await shutdown(asio::socket_base::shutdown_send, error);
+    if (error)
+        lose(error);
+}
+
+inline void connection::close()
+{
+    if (closing_)
+        return;
+    if (upgrading_ || lost_)
+        return abort();
+    closing_ = true;
+    asio::co_spawn(
+        get_executor(), [self = shared_from_this()] { return self->finish(); }, asio::detached);
+}
+
+inline asio::awaitable<void> connection::finish()
+{
+    const expiry deadline(*this, settings().shutdown_timeout, errc::shutdown_timeout);
+    try
+    {
+        co_await flush();
+        if (reading_)
+            cancel_socket();
+        while (reading_)
+            co_await wait_change();
+        asio::error_code ignored;
+        co_await shutdown(asio::socket_base::shutdown_both, ignored);
+        if (ignored == errc::shutdown_timeout)
+            lose(ignored);
+    }
+    catch (const std::system_error&)
+    {
+    }
+    abort();
+}
+
+inline void connection::abort()
+{
+    closing_ = true;
+    closed_ = true;
+    queue_.clear();
+    close_socket();
+    changed_->cancel();
+}
+
+inline asio::awaitable<std::error_code> connection::wait_closed()
+{
+    if (lost_)
+        close();
+    while (!closed_)
+        co_await wait_change();
+    co_return lost_;
+}
+
+inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request> request)
+{
+    throw_if(upgrading_, errc::upgrade_in_progress);
+    throw_if(closing_, errc::connection_closed);
+    throw_if(is_tls(), errc::already_tls);
+    throw_if(!request->ssl, errc::not_upgradeable);
+    throw_if(reading_, errc::operation_in_progress);
+    upgrading_ = true;
+    try
+    {
+        const expiry deadline(*this, request->settings.handshake_timeout, errc::handshake_timeout);
+        co_await flush();
+        std::optional<handshake_limit::place> place;
+        if (handshakes_)
+        {
+            place.emplace(handshakes_, get_executor(), changed_);
+            while (!place->try_enter())
+            {
+                co_await wait_change();
+                throw_if_lost();
+            }
+        }
+        request->received = received();
+        discard(request->received.size());
+        co_await start_tls(std::move(request));
+    }
+    catch (const std::system_error& error)
+    {
+        upgrading_ = false;
+        const bool timed_out = lost_ == errc::handshake_timeout;
+        lose(error.code());
+        abort();
+        if (timed_out)
+            throw std::system_error(errc::handshake_timeout);
+        throw;
+    }
+    catch (...)
+    {
+        upgrading_ = false;
+        abort();
+        throw;
+    }
+    upgrading_ = false;
+    eof_ = false;
+    ++epoch_;
+}
+
+} // namespace upgradeable_streams::detail
+
+#endif

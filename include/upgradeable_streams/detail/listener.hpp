@@ -1,0 +1,479 @@
+/// @file
+/// The working half of a server: bound sockets, accept loops, the connections that are open.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_LISTENER_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_LISTENER_HPP
+
+#include <upgradeable_streams/detail/connection.hpp>
+#include <upgradeable_streams/error.hpp>
+#include <upgradeable_streams/open_connection.hpp>
+#include <upgradeable_streams/socket_address.hpp>
+#include <upgradeable_streams/stream_reader.hpp>
+#include <upgradeable_streams/stream_writer.hpp>
+
+#include <asio/any_io_executor.hpp>
+#include <asio/awaitable.hpp>
+#include <asio/basic_socket_acceptor.hpp>
+#include <asio/co_spawn.hpp>
+#include <asio/detached.hpp>
+#include <asio/generic/stream_protocol.hpp>
+#include <asio/ip/tcp.hpp>
+#include <asio/ip/v6_only.hpp>
+#include <asio/local/stream_protocol.hpp>
+#include <asio/post.hpp>
+#include <asio/redirect_error.hpp>
+#include <asio/steady_timer.hpp>
+#include <asio/strand.hpp>
+#include <asio/use_awaitable.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <iostream>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <utility>
+#include <vector>
+
+namespace upgradeable_streams::detail
+{
+
+/// Options of a server, owned.
+struct listener_settings
+{
+    std::function<asio::awaitable<void>(stream_reader, stream_writer)> handler;
+    std::function<void(std::exception_ptr, const socket_address&)> error_handler;
+    connection_settings connection;
+    bool tls_at_once = false;
+    bool start_serving = true;
+    int backlog = 100;
+    bool reuse_address = true;
+    bool reuse_port = false;
+    bool keep_alive = false;
+    std::size_t max_connections = 0;
+};
+
+/// Concurrency: accept loops and waiters run on a strand; what other threads look at is behind a mutex.
+class listener : public std::enable_shared_from_this<listener>
+{
+public:
+    listener(asio::any_io_executor executor, listener_settings settings)
+        : executor_(executor), strand_(asio::make_strand(executor)), settings_(std::move(settings)),
+          changed_(strand_, asio::steady_timer::time_point::max())
+    {
+    }
+
+    /// Binds every address of every host; an address that this machine does not have is passed over while there is
+    /// another.
+    asio::awaitable<void> bind(std::vector<std::string> hosts, std::string service, ip_family family);
+    void bind_unix(const std::string& path);
+
+    void start_serving();
+    void close();
+    bool is_serving() const;
+    std::vector<socket_address> sockets() const;
+    void set_ssl_context(asio::ssl::context& ssl);
+    void for_each_connection(void (connection::*action)());
+
+    /// Waits until the server is closed, and its connections too.
+    asio::awaitable<void> wait(bool connections_too);
+
+private:
+    using any_acceptor = asio::basic_socket_acceptor<asio::generic::stream_protocol>;
+    using any_socket = asio::generic::stream_protocol::socket;
+
+    struct bound_socket
+    {
+        any_acceptor acceptor;
+        asio::steady_timer pause; ///< What the accept loop waits on when it may not accept.
+    };
+
+    /// A Unix domain socket's file, told apart from another's that may have taken its place.
+    struct socket_file
+    {
+        std::string path;
+        dev_t device;
+        ino_t inode;
+    };
+
+    /// A place among max_connections.
+    class place
+    {
+    public:
+        explicit place(std::shared_ptr<listener> l) : listener_(std::move(l))
+        {
+            const std::lock_guard lock(listener_->mutex_);
+            self_ = listener_->connections_.emplace(listener_->connections_.end());
+        }
+
+        place(place&& other) noexcept : listener_(std::move(other.listener_)), self_(other.self_) {}
+        place& operator=(place&&) = delete;
+
+        ~place()
+        {
+            if (!listener_)
+                return;
+            {
+                const std::lock_guard lock(listener_->mutex_);
+                listener_->connections_.erase(self_);
+            }
+            listener_->notify();
+        }
+
+        void set(const std::shared_ptr<connection>& c)
+        {
+            const std::lock_guard lock(listener_->mutex_);
+            *self_ = c;
+        }
+
+    private:
+        std::shared_ptr<listener> listener_;
+        std::list<std::weak_ptr<connection>>::iterator self_;
+    };
+
+    static constexpr std::chrono::seconds accept_retry_delay{1};
+
+    asio::error_code bind(const asio::generic::stream_protocol::endpoint& endpoint);
+    asio::error_code bind_all(std::vector<asio::ip::tcp::endpoint> endpoints);
+    void notify();
+    bool is_full() const;
+    connection_settings settings_of_connection() const;
+    void report(std::exception_ptr error, const socket_address& peer) const noexcept;
+    void remove_socket_file();
+
+    static asio::awaitable<void> accept_loop(std::shared_ptr<listener> self, std::shared_ptr<bound_socket> bound);
+    static asio::awaitable<void> session(std::shared_ptr<listener> self, any_socket socket, place p);
+
+    asio::any_io_executor executor_;
+    asio::any_io_executor strand_;
+    const listener_settings settings_;
+    std::vector<std::shared_ptr<bound_socket>> bound_;
+    std::optional<socket_file> file_;
+    asio::steady_timer changed_;
+
+    mutable std::mutex mutex_;
+    std::shared_ptr<SSL_CTX> swapped_context_;
+    std::vector<socket_address> sockets_;
+    std::list<std::weak_ptr<connection>> connections_;
+    bool serving_ = false;
+    bool closed_ = false;
+};
+
+inline asio::error_code listener::bind(const asio::generic::stream_protocol::endpoint& endpoint)
+{
+    asio::error_code error;
+    any_acceptor acceptor(strand_);
+    const int family = endpoint.protocol().family();
+    if (acceptor.open(endpoint.protocol(), error))
+        return error;
+    if (family != AF_UNIX)
+        acceptor.set_option(asio::socket_base::reuse_address(settings_.reuse_address), error);
+    if (family == AF_INET6 && !error)
+        acceptor.set_option(asio::ip::v6_only(true), error);
+    if (const int on = 1; settings_.reuse_port && !error &&
+                          ::setsockopt(acceptor.native_handle(), SOL_SOCKET, SO_REUSEPORT, &on, sizeof on) != 0)
+        error.assign(errno, asio::error::get_system_category());
+    if (error || acceptor.bind(endpoint, error))
+        return error;
+    const auto local = acceptor.local_endpoint(error);
+    if (error)
+        return error;
+    bound_.push_back(std::make_shared<bound_socket>(bound_socket{std::move(acceptor), asio::steady_timer(strand_)}));
+    const std::lock_guard lock(mutex_);
+    sockets_.emplace_back(local);
+    return {};
+}
+
+/// With port 0 the first address picks the port of all.
+inline asio::error_code listener::bind_all(std::vector<asio::ip::tcp::endpoint> endpoints)
+{
+    asio::error_code first_error;
+    for (auto& endpoint : endpoints)
+    {
+        if (endpoint.port() == 0 && !sockets_.empty())
+            endpoint.port(sockets_.front().port);
+        const asio::error_code error = bind(endpoint);
+        const bool missing = error == std::errc::address_not_available ||
+                             error == std::errc::address_family_not_supported;
+        if (error && !missing)
+            return error;
+        if (error && !first_error)
+            first_error = error;
+    }
+    return bound_.empty() ? first_error : asio::error_code();
+}
+
+inline asio::awaitable<void> listener::bind(std::vector<std::string> hosts, std::string service, ip_family family)
+{
+    using asio::ip::tcp;
+    std::vector<tcp::endpoint> endpoints;
+    tcp::resolver resolver(co_await asio::this_coro::executor);
+    for (const std::string& host : hosts)
+    {
+        asio::error_code error;
+        tcp::resolver::results_type found;
+        if (family == ip_family::any)
+            found = co_await resolver.async_resolve(host, service, tcp::resolver::passive,
+                                                    asio::redirect_error(asio::use_awaitable, error));
+        else
+            found = co_await resolver.async_resolve(family == ip_family::v4 ? tcp::v4() : tcp::v6(), host, service,
+                                                    tcp::resolver::passive,
+                                                    asio::redirect_error(asio::use_awaitable, error));
+        if (error)
+            throw std::system_error(error, "cannot resolve " + host + ":" + service);
+        for (const auto& entry : found)
+            if (std::ranges::find(endpoints, entry.endpoint()) == endpoints.end())
+                endpoints.push_back(entry.endpoint());
+    }
+
+    asio::error_code error;
+    for (int attempts = 0; attempts < 16; ++attempts)
+    {
+        bound_.clear();
+        sockets_.clear();
+        error = bind_all(endpoints);
+        const bool port_taken = error == std::errc::address_in_use && !endpoints.empty() && endpoints.front().port() == 0;
+        if (!port_taken)
+            break;
+    }
+    if (error)
+        throw std::system_error(error, "cannot listen on " + socket_address(endpoints[bound_.size()]).to_string());
+}
+
+inline void listener::bind_unix(const std::string& path)
+{
+    const asio::local::stream_protocol::endpoint endpoint(path);
+    asio::error_code error;
+    struct stat status;
+    if (::lstat(path.c_str(), &status) == 0)
+    {
+        asio::local::stream_protocol::socket probe(strand_);
+        probe.open();
+        probe.non_blocking(true);
+        probe.connect(endpoint, error);
+        if (!S_ISSOCK(status.st_mode) || error != asio::error::connection_refused)
+            throw std::system_error(std::make_error_code(std::errc::address_in_use), "cannot listen on " + path);
+        ::unlink(path.c_str());
+    }
+    error = bind(endpoint);
+    if (error)
+        throw std::system_error(error, "cannot listen on " + path);
+    if (::lstat(path.c_str(), &status) == 0)
+        file_ = socket_file{path, status.st_dev, status.st_ino};
+}
+
+inline void listener::start_serving()
+{
+    {
+        const std::lock_guard lock(mutex_);
+        if (serving_ || closed_)
+            return;
+        for (std::size_t i = 0; i < bound_.size(); ++i)
+        {
+            asio::error_code error;
+            bound_[i]->acceptor.listen(settings_.backlog, error);
+            if (error)
+                throw std::system_error(error, "cannot listen on " + sockets_[i].to_string());
+        }
+        serving_ = true;
+    }
+    for (const auto& bound : bound_)
+        asio::co_spawn(strand_, accept_loop(shared_from_this(), bound), asio::detached);
+}
+
+inline void listener::close()
+{
+    {
+        const std::lock_guard lock(mutex_);
+        if (std::exchange(closed_, true))
+            return;
+        serving_ = false;
+        sockets_.clear();
+    }
+    asio::post(strand_,
+               [self = shared_from_this()]
+               {
+                   asio::error_code ignored;
+                   for (const auto& bound : self->bound_)
+                   {
+                       bound->acceptor.close(ignored);
+                       bound->pause.cancel();
+                   }
+                   self->remove_socket_file();
+                   self->changed_.cancel();
+               });
+}
+
+inline void listener::remove_socket_file()
+{
+    struct stat status;
+    if (file_ && ::lstat(file_->path.c_str(), &status) == 0 && status.st_dev == file_->device &&
+        status.st_ino == file_->inode)
+        ::unlink(file_->path.c_str());
+}
+
+inline bool listener::is_serving() const
+{
+    const std::lock_guard lock(mutex_);
+    return serving_;
+}
+
+inline std::vector<socket_address> listener::sockets() const
+{
+    const std::lock_guard lock(mutex_);
+    return sockets_;
+}
+
+inline void listener::set_ssl_context(asio::ssl::context& ssl)
+{
+    throw_if(!settings_.connection.tls.context, errc::not_upgradeable);
+    auto shared = share(ssl);
+    const std::lock_guard lock(mutex_);
+    swapped_context_.swap(shared);
+}
+
+inline void listener::for_each_connection(void (connection::*action)())
+{
+    std::vector<std::shared_ptr<connection>> open;
+    {
+        const std::lock_guard lock(mutex_);
+        for (const auto& weak : connections_)
+            if (auto c = weak.lock())
+                open.push_back(std::move(c));
+    }
+    for (auto& c : open)
+    {
+        const auto executor = c->get_executor();
+        asio::post(executor, [c = std::move(c), action] { ((*c).*action)(); });
+    }
+}
+
+/// Called when a connection has gone.
+inline void listener::notify()
+{
+    asio::post(strand_,
+               [self = shared_from_this()]
+               {
+                   for (const auto& bound : self->bound_)
+                       bound->pause.cancel();
+                   self->changed_.cancel();
+               });
+}
+
+inline bool listener::is_full() const
+{
+    const std::lock_guard lock(mutex_);
+    return connections_.size() >= settings_.max_connections;
+}
+
+inline connection_settings listener::settings_of_connection() const
+{
+    connection_settings made = settings_.connection;
+    const std::lock_guard lock(mutex_);
+    if (swapped_context_)
+        made.tls.context = swapped_context_;
+    return made;
+}
+
+inline void listener::report(std::exception_ptr error, const socket_address& peer) const noexcept
+try
+{
+    if (settings_.error_handler)
+        return settings_.error_handler(error, peer);
+    std::rethrow_exception(error);
+}
+catch (const std::exception& e)
+{
+    if (!settings_.error_handler)
+        std::clog << "upgradeable_streams: connection from " + peer.to_string() + ": " + e.what() + "\n";
+}
+catch (...)
+{
+}
+
+inline asio::awaitable<void> listener::wait(bool connections_too)
+{
+    const auto on_strand = [](std::shared_ptr<listener> self, bool connections_too_) -> asio::awaitable<void>
+    {
+        const auto done = [&]
+        {
+            const std::lock_guard lock(self->mutex_);
+            return self->closed_ && (!connections_too_ || self->connections_.empty());
+        };
+        while (!done())
+        {
+            asio::error_code ignored;
+            co_await self->changed_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+            const auto cancellation = co_await asio::this_coro::cancellation_state;
+            if (cancellation.cancelled() != asio::cancellation_type::none)
+                throw std::system_error(asio::error::operation_aborted);
+        }
+    };
+    return asio::co_spawn(strand_, on_strand(shared_from_this(), connections_too), asio::use_awaitable);
+}
+
+inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> self, std::shared_ptr<bound_socket> bound)
+{
+    asio::error_code error;
+    while (bound->acceptor.is_open())
+    {
+        if (self->is_full())
+        {
+            bound->pause.expires_at(asio::steady_timer::time_point::max());
+            co_await bound->pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
+            continue;
+        }
+        any_socket socket = co_await bound->acceptor.async_accept(
+            asio::any_io_executor(asio::make_strand(self->executor_)), asio::redirect_error(asio::use_awaitable, error));
+        if (!error)
+        {
+            const auto executor = socket.get_executor();
+            asio::co_spawn(executor, session(self, std::move(socket), place(self)), asio::detached);
+        }
+        else if (error != asio::error::operation_aborted && error != asio::error::connection_aborted)
+        {
+            self->report(std::make_exception_ptr(std::system_error(error, "accept")), {});
+            bound->pause.expires_after(accept_retry_delay);
+            co_await bound->pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
+        }
+    }
+}
+
+inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, any_socket socket, place p)
+{
+    socket_address peer;
+    std::shared_ptr<connection> c;
+    try
+    {
+        asio::error_code ignored;
+        socket.set_option(asio::ip::tcp::no_delay(true), ignored);
+        if (self->settings_.keep_alive)
+            socket.set_option(asio::socket_base::keep_alive(true), ignored);
+        const connection_settings settings = self->settings_of_connection();
+        c = std::make_shared<stream_connection<any_socket>>(std::move(socket), settings);
+        p.set(c);
+        peer = c->peername().value_or(socket_address());
+        if (self->settings_.tls_at_once)
+            co_await c->upgrade(std::make_unique<upgrade_request>(settings.tls, tls_options{}, true));
+        auto [reader, writer] = make_pair(c);
+        co_await self->settings_.handler(std::move(reader), std::move(writer));
+    }
+    catch (...)
+    {
+        self->report(std::current_exception(), peer);
+    }
+    if (c)
+        co_await c->wait_closed();
+}
+
+} // namespace upgradeable_streams::detail
+
+#endif

@@ -1,0 +1,172 @@
+/// @file
+/// The layer between a TLS stream and its socket that makes asio::ssl::stream right in full duplex.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_WRITE_QUEUE_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_WRITE_QUEUE_HPP
+
+#include <asio/associated_executor.hpp>
+#include <asio/bind_executor.hpp>
+#include <asio/buffer.hpp>
+#include <asio/compose.hpp>
+#include <asio/post.hpp>
+#include <asio/steady_timer.hpp>
+#include <asio/write.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <utility>
+
+namespace upgradeable_streams::detail
+{
+
+/// How many bytes are kept of what a peer sent in place of TLS.
+inline constexpr std::size_t first_bytes_limit = 512;
+
+/// Copies each write, completes it at once, and sends the copies first in, first out.
+///
+/// asio::ssl::stream (1.22.1 to 1.38.2) shares one output buffer and one lock between the records of a user's write
+/// and those that a read gives rise to (KeyUpdate replies, alerts). Its lock can be released by the wrong operation,
+/// so that two writes overlap, and a write that finds the lock taken completes without having sent anything. Here
+/// overlapping writes stay whole and in order, the lock is never held while the peer is slow, and `async_wait_idle`
+/// lets a user's write begin only when the lock is free.
+///
+/// Lifetime: an operation under way keeps the owner alive.
+template <typename NextLayer>
+class write_queue
+{
+public:
+    using next_layer_type = NextLayer;
+    using lowest_layer_type = typename NextLayer::lowest_layer_type;
+    using executor_type = typename NextLayer::executor_type;
+
+    write_queue(NextLayer&& next, std::weak_ptr<void> owner)
+        : next_(std::move(next)), owner_(std::move(owner)),
+          changed_(next_.get_executor(), asio::steady_timer::time_point::max())
+    {
+    }
+
+    executor_type get_executor() { return next_.get_executor(); }
+    next_layer_type& next_layer() { return next_; }
+    lowest_layer_type& lowest_layer() { return next_.lowest_layer(); }
+
+    /// The start of what was received while `keep_first_bytes` was on.
+    const std::string& first_bytes() const { return first_bytes_; }
+    void keep_first_bytes(bool on) { keep_first_bytes_ = on; }
+
+    template <typename MutableBufferSequence, typename Handler>
+    void async_read_some(const MutableBufferSequence& buffers, Handler&& handler)
+    {
+        if (!keep_first_bytes_)
+            return next_.async_read_some(buffers, std::forward<Handler>(handler));
+        asio::async_compose<Handler, void(asio::error_code, std::size_t)>(
+            [this, buffers, started = false](auto& self, asio::error_code error = {}, std::size_t size = 0) mutable
+            {
+                if (!std::exchange(started, true))
+                {
+                    const auto copy = buffers;
+                    return next_.async_read_some(copy, std::move(self));
+                }
+                append_first_bytes(buffers, size);
+                self.complete(error, size);
+            },
+            handler, next_);
+    }
+
+    template <typename ConstBufferSequence, typename Handler>
+    void async_write_some(const ConstBufferSequence& buffers, Handler&& handler)
+    {
+        asio::async_compose<Handler, void(asio::error_code, std::size_t)>(
+            [this, buffers, owner = owner_.lock(), size = std::size_t(0), started = false](
+                auto& self, asio::error_code = {}, std::size_t = 0) mutable
+            {
+                if (!std::exchange(started, true))
+                {
+                    size = append(buffers);
+                    ++unreleased_;
+                    if (!sending_now_)
+                        send(self.get_executor());
+                    return asio::post(std::move(self));
+                }
+                const auto keep = std::move(owner);
+                self.complete(error_, size);
+                --unreleased_;
+                changed_.cancel();
+            },
+            handler, next_);
+    }
+
+    /// Whether all was handed to the socket, and whether the TLS stream's lock is free.
+    bool sent() const { return !sending_now_; }
+    bool idle() const { return sent() && unreleased_ == 0; }
+
+    /// The first error of sending.
+    const asio::error_code& error() const { return error_; }
+
+    /// Completes when something of `sent` and `idle` has changed, or for no reason.
+    template <typename Handler>
+    void async_wait_change(Handler&& handler)
+    {
+        changed_.async_wait(std::forward<Handler>(handler));
+    }
+
+private:
+    template <typename ConstBufferSequence>
+    std::size_t append(const ConstBufferSequence& buffers)
+    {
+        const std::size_t size = asio::buffer_size(buffers);
+        if (!error_)
+        {
+            const std::size_t before = queued_.size();
+            queued_.resize(before + size);
+            asio::buffer_copy(asio::buffer(queued_) + before, buffers);
+        }
+        return size;
+    }
+
+    template <typename Executor>
+    void send(const Executor& executor)
+    {
+        if (queued_.empty())
+            return;
+        sending_.clear();
+        sending_.swap(queued_);
+        sending_now_ = true;
+        asio::async_write(next_, asio::buffer(sending_),
+                          asio::bind_executor(executor,
+                                              [this, executor, owner = owner_.lock()](asio::error_code error, std::size_t)
+                                              {
+                                                  sending_now_ = false;
+                                                  if (error)
+                                                  {
+                                                      error_ = error;
+                                                      queued_.clear();
+                                                  }
+                                                  send(executor);
+                                                  changed_.cancel();
+                                              }));
+    }
+
+    template <typename MutableBufferSequence>
+    void append_first_bytes(const MutableBufferSequence& buffers, std::size_t size)
+    {
+        const std::size_t before = first_bytes_.size();
+        first_bytes_.resize(before + std::min(size, first_bytes_limit - before));
+        asio::buffer_copy(asio::buffer(first_bytes_) + before, buffers);
+    }
+
+    NextLayer next_;
+    std::weak_ptr<void> owner_;
+    asio::steady_timer changed_;
+    std::string queued_;
+    std::string sending_;
+    bool sending_now_ = false;
+    std::size_t unreleased_ = 0; ///< Writes whose completion the TLS stream has not yet seen.
+    asio::error_code error_;
+    bool keep_first_bytes_ = false;
+    std::string first_bytes_;
+};
+
+} // namespace upgradeable_streams::detail
+
+#endif

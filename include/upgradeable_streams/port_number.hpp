@@ -1,0 +1,50 @@
+/// @file
+/// The parameter type of calls that take a port number or a service name.
+#ifndef UPGRADEABLE_STREAMS_PORT_NUMBER_HPP
+#define UPGRADEABLE_STREAMS_PORT_NUMBER_HPP
+
+#include <concepts>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+namespace upgradeable_streams
+{
+
+/// A port number, or a service name such as "smtp".
+///
+/// Errors: std::invalid_argument for a number that is no port, or an empty name.
+///
+/// Lifetime: a view. The call that takes it copies what it needs.
+class port_number
+{
+public:
+    template <std::integral Number>
+    constexpr port_number(Number number) : number_(static_cast<std::uint16_t>(number))
+    {
+        if (!std::in_range<std::uint16_t>(number))
+            throw std::invalid_argument("a port is a number from 0 to 65535");
+    }
+
+    template <std::convertible_to<std::string_view> String>
+    constexpr port_number(const String& service) : service_(service)
+    {
+        if (service_.empty())
+            throw std::invalid_argument("the service name must not be empty");
+    }
+
+    std::string to_string() const { return service_.empty() ? std::to_string(number_) : std::string(service_); }
+
+private:
+    std::string_view service_;
+    std::uint16_t number_ = 0;
+};
+
+static_assert(std::is_trivially_destructible_v<port_number>);
+
+} // namespace upgradeable_streams
+
+#endif

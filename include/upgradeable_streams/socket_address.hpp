@@ -1,0 +1,63 @@
+/// @file
+/// The address of one end of a connection, as text.
+#ifndef UPGRADEABLE_STREAMS_SOCKET_ADDRESS_HPP
+#define UPGRADEABLE_STREAMS_SOCKET_ADDRESS_HPP
+
+#include <asio/generic/stream_protocol.hpp>
+#include <asio/ip/address.hpp>
+#include <asio/ip/tcp.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <sys/un.h>
+
+namespace upgradeable_streams
+{
+
+/// An IP address and port, or the path of a Unix domain socket (with port 0; empty when it is not bound).
+struct socket_address
+{
+    std::string host;
+    std::uint16_t port = 0;
+    bool is_unix = false;
+
+    socket_address() = default;
+
+    explicit socket_address(const asio::generic::stream_protocol::endpoint& endpoint)
+    {
+        const int family = endpoint.data()->sa_family;
+        if (family == AF_INET || family == AF_INET6)
+        {
+            asio::ip::tcp::endpoint ip;
+            ip.resize(endpoint.size());
+            std::memcpy(ip.data(), endpoint.data(), endpoint.size());
+            host = ip.address().to_string();
+            port = ip.port();
+        }
+        else if (family == AF_UNIX)
+        {
+            is_unix = true;
+            constexpr std::size_t offset = offsetof(sockaddr_un, sun_path);
+            const char* const path = reinterpret_cast<const char*>(endpoint.data()) + offset;
+            if (endpoint.size() > offset)
+                host.assign(path, std::min(endpoint.size() - offset, std::strlen(path)));
+        }
+    }
+
+    /// `127.0.0.1:25`, `[::1]:25` or the path.
+    std::string to_string() const
+    {
+        if (is_unix)
+            return host.empty() ? "a Unix domain socket" : host;
+        return (host.find(':') == host.npos ? host : "[" + host + "]") + ":" + std::to_string(port);
+    }
+
+    friend bool operator==(const socket_address&, const socket_address&) = default;
+};
+
+} // namespace upgradeable_streams
+
+#endif

@@ -1,0 +1,274 @@
+/// @file
+/// Servers: listen, accept, pair.
+#ifndef UPGRADEABLE_STREAMS_START_SERVER_HPP
+#define UPGRADEABLE_STREAMS_START_SERVER_HPP
+
+#include <upgradeable_streams/detail/listener.hpp>
+#include <upgradeable_streams/error.hpp>
+#include <upgradeable_streams/open_connection.hpp>
+#include <upgradeable_streams/port_number.hpp>
+#include <upgradeable_streams/socket_address.hpp>
+#include <upgradeable_streams/stream_reader.hpp>
+#include <upgradeable_streams/stream_writer.hpp>
+#include <upgradeable_streams/string_list.hpp>
+#include <upgradeable_streams/tls.hpp>
+
+#include <asio/awaitable.hpp>
+
+#include <chrono>
+#include <concepts>
+#include <cstddef>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace upgradeable_streams
+{
+
+/// What a server calls for each connection; runs on the connection's own strand. Called from several threads at once
+/// when the io_context has several.
+using connection_handler = std::function<asio::awaitable<void>(stream_reader, stream_writer)>;
+
+/// What a server calls with what a handler, a handshake or an accept threw; the address is the peer's, empty for
+/// an accept. Called from several threads at once when the io_context has several; what it throws is dropped.
+using server_error_handler = std::function<void(std::exception_ptr, const socket_address&)>;
+
+/// Any callable with the signature of server_error_handler; start_server copies it.
+class error_handler_view
+{
+public:
+    using function = void (*)(std::exception_ptr, const socket_address&);
+
+    error_handler_view() = default;
+    error_handler_view(function handler) : function_(handler) {}
+
+    template <typename Handler>
+        requires std::is_object_v<Handler> && std::invocable<Handler&, std::exception_ptr, const socket_address&>
+    error_handler_view(const Handler& handler)
+        : handler_(&handler),
+          copy_([](const void* h) { return server_error_handler(*static_cast<const Handler*>(h)); })
+    {
+    }
+
+    server_error_handler copy() const { return copy_ ? copy_(handler_) : server_error_handler(function_); }
+
+private:
+    function function_ = nullptr;
+    const void* handler_ = nullptr;
+    server_error_handler (*copy_)(const void*) = nullptr;
+};
+
+struct server_options
+{
+    /// TLS from the first byte, or with `upgradeable` when the handler calls start_tls.
+    asio::ssl::context* ssl = nullptr;
+    bool upgradeable = false;
+
+    std::size_t limit = 64 * 1024; ///< The readers' limit on a line or record, in bytes.
+
+    std::optional<std::chrono::steady_clock::duration> ssl_handshake_timeout = {}; ///< 60 s unless given.
+    std::optional<std::chrono::steady_clock::duration> ssl_shutdown_timeout = {};  ///< 30 s unless given.
+    bool suppress_ragged_eofs = false;                                            ///< As in tls_options.
+
+    ip_family family = ip_family::any;
+    int backlog = 100;
+    bool reuse_address = true;
+    bool reuse_port = false;
+    bool keep_alive = false;
+
+    /// False only binds; server::start_serving or serve_forever begins to listen.
+    bool start_serving = true;
+
+    /// Connections open at once; more wait in the backlog.
+    std::size_t max_connections = 10'000;
+
+    /// TLS handshakes at once; more wait for their turn, within their deadline.
+    std::size_t max_handshakes = 1'000;
+
+    /// Writes a line to std::clog unless given.
+    error_handler_view error_handler = {};
+};
+
+static_assert(std::is_trivially_destructible_v<server_options>);
+
+/// Listens, and runs a handler for each connection (asyncio.Server). Copies are the same server; when the last one
+/// goes, listening ends as if by close.
+///
+/// Concurrency: every member may be called from any thread, the handlers' included.
+class server
+{
+public:
+    /// Begins to listen and accept; does nothing when that was done. Errors: std::system_error.
+    void start_serving() { handle_->listener->start_serving(); }
+
+    /// Serves until `close` is called. Cancellation: closes the server.
+    asio::awaitable<void> serve_forever() { return serve_forever(handle_); }
+
+    /// Stops listening; connections go on. The file of a Unix domain socket is removed.
+    void close() { handle_->listener->close(); }
+
+    /// Closes each connection as stream_writer::close does.
+    void close_clients() { handle_->listener->for_each_connection(&detail::connection::close); }
+
+    /// Closes each connection at once; what was queued is lost.
+    void abort_clients() { handle_->listener->for_each_connection(&detail::connection::abort); }
+
+    /// Waits until the server is closed and so is every connection.
+    asio::awaitable<void> wait_closed() { return wait_closed(handle_); }
+
+    bool is_serving() const { return handle_->listener->is_serving(); }
+
+    /// The addresses bound, with the port that was picked; empty once closed.
+    std::vector<socket_address> sockets() const { return handle_->listener->sockets(); }
+
+    /// Uses another context for connections accepted from now on. Errors: errc::not_upgradeable for a server that was
+    /// started without one.
+    void set_ssl_context(asio::ssl::context& ssl) { handle_->listener->set_ssl_context(ssl); }
+
+private:
+    friend asio::awaitable<server> start_server(connection_handler, string_list, port_number, const server_options&);
+    friend asio::awaitable<server> start_unix_server(connection_handler, std::string_view, const server_options&);
+
+    struct handle
+    {
+        explicit handle(std::shared_ptr<detail::listener> l) : listener(std::move(l)) {}
+        handle(const handle&) = delete;
+        handle& operator=(const handle&) = delete;
+        ~handle() { listener->close(); }
+
+        std::shared_ptr<detail::listener> listener;
+    };
+
+    explicit server(std::shared_ptr<detail::listener> listener) : handle_(std::make_shared<handle>(std::move(listener)))
+    {
+    }
+
+    static detail::listener_settings make_settings(connection_handler handler, const server_options& options);
+    static asio::awaitable<server> start(detail::listener_settings settings, std::vector<std::string> hosts,
+                                         std::string service, ip_family family);
+    static asio::awaitable<server> start_unix(detail::listener_settings settings, std::string path);
+    static asio::awaitable<void> serve_forever(std::shared_ptr<handle> h);
+    static asio::awaitable<void> wait_closed(std::shared_ptr<handle> h);
+
+    std::shared_ptr<handle> handle_;
+};
+
+/// Listens on a host, several, or for `{}` on all interfaces (asyncio.start_server); port 0 picks one port for all.
+///
+/// Effects: a handler that throws is reported to the error handler; when a handler's reader and writer are gone, its
+/// connection is closed as stream_writer::close does. Errors of accepting, EMFILE among them, are reported, and
+/// accepting goes on within a second. TCP_NODELAY is set.
+///
+/// Errors: std::invalid_argument at the call for options that make no sense, `upgradeable` without `ssl` among them;
+/// std::system_error that names the address that cannot be bound.
+inline asio::awaitable<server> start_server(connection_handler handler, string_list hosts, port_number port,
+                                            const server_options& options = {})
+{
+    std::vector<std::string> owned;
+    for (std::size_t i = 0; i < hosts.size(); ++i)
+        owned.emplace_back(hosts[i]);
+    if (owned.empty())
+        owned.emplace_back();
+    return server::start(server::make_settings(std::move(handler), options), std::move(owned), port.to_string(),
+                         options.family);
+}
+
+/// Listens on a Unix domain socket (asyncio.start_unix_server).
+///
+/// Effects: a socket file that nobody listens on any more is replaced; the file is removed when the server closes.
+///
+/// Errors: as start_server; std::errc::address_in_use when another process listens, or the file is no socket.
+inline asio::awaitable<server> start_unix_server(connection_handler handler, std::string_view path,
+                                                 const server_options& options = {})
+{
+    if (options.family != ip_family::any || options.reuse_port || options.keep_alive)
+        throw std::invalid_argument("family, reuse_port and keep_alive are for TCP");
+    if (path.empty())
+        throw std::invalid_argument("the path of a Unix domain socket must not be empty");
+    return server::start_unix(server::make_settings(std::move(handler), options), std::string(path));
+}
+
+inline detail::listener_settings server::make_settings(connection_handler handler, const server_options& options)
+{
+    if (!handler)
+        throw std::invalid_argument("a server needs a handler");
+    if (options.backlog <= 0)
+        throw std::invalid_argument("backlog must be greater than zero");
+    if (options.max_connections == 0 || options.max_handshakes == 0)
+        throw std::invalid_argument("max_connections and max_handshakes must be greater than zero");
+    connection_options of_connection;
+    of_connection.ssl = options.ssl;
+    of_connection.upgradeable = options.upgradeable;
+    of_connection.limit = options.limit;
+    of_connection.ssl_handshake_timeout = options.ssl_handshake_timeout;
+    of_connection.ssl_shutdown_timeout = options.ssl_shutdown_timeout;
+    of_connection.suppress_ragged_eofs = options.suppress_ragged_eofs;
+    of_connection.role = tls_role::server;
+
+    detail::listener_settings made;
+    made.handler = std::move(handler);
+    made.error_handler = options.error_handler.copy();
+    made.connection = detail::make_settings(of_connection, {});
+    made.connection.handshakes = std::make_shared<detail::handshake_limit>(options.max_handshakes);
+    made.tls_at_once = options.ssl && !options.upgradeable;
+    made.start_serving = options.start_serving;
+    made.backlog = options.backlog;
+    made.reuse_address = options.reuse_address;
+    made.reuse_port = options.reuse_port;
+    made.keep_alive = options.keep_alive;
+    made.max_connections = options.max_connections;
+    return made;
+}
+
+inline asio::awaitable<server> server::start(detail::listener_settings settings, std::vector<std::string> hosts,
+                                             std::string service, ip_family family)
+{
+    const auto executor = co_await asio::this_coro::executor;
+    const bool at_once = settings.start_serving;
+    server made(std::make_shared<detail::listener>(executor, std::move(settings)));
+    co_await made.handle_->listener->bind(std::move(hosts), std::move(service), family);
+    if (at_once)
+        made.start_serving();
+    co_return made;
+}
+
+inline asio::awaitable<server> server::start_unix(detail::listener_settings settings, std::string path)
+{
+    const auto executor = co_await asio::this_coro::executor;
+    const bool at_once = settings.start_serving;
+    server made(std::make_shared<detail::listener>(executor, std::move(settings)));
+    made.handle_->listener->bind_unix(path);
+    if (at_once)
+        made.start_serving();
+    co_return made;
+}
+
+inline asio::awaitable<void> server::serve_forever(std::shared_ptr<handle> h)
+{
+    h->listener->start_serving();
+    try
+    {
+        co_await h->listener->wait(false);
+    }
+    catch (...)
+    {
+        h->listener->close();
+        throw;
+    }
+}
+
+inline asio::awaitable<void> server::wait_closed(std::shared_ptr<handle> h)
+{
+    co_await h->listener->wait(true);
+}
+
+} // namespace upgradeable_streams
+
+#endif

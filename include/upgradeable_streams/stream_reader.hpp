@@ -1,0 +1,213 @@
+/// @file
+/// The reading half of a connection, with the names and semantics of asyncio.StreamReader.
+#ifndef UPGRADEABLE_STREAMS_STREAM_READER_HPP
+#define UPGRADEABLE_STREAMS_STREAM_READER_HPP
+
+#include <upgradeable_streams/detail/connection.hpp>
+#include <upgradeable_streams/error.hpp>
+#include <upgradeable_streams/string_list.hpp>
+
+#include <asio/awaitable.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace upgradeable_streams
+{
+
+class stream_reader;
+class stream_writer;
+
+namespace detail
+{
+std::pair<stream_reader, stream_writer> make_pair(std::shared_ptr<connection> c);
+}
+
+/// Reads bytes and lines from a connection.
+///
+/// Errors, of every read: errc::operation_in_progress while another read is pending; errc::upgrade_in_progress while
+/// start_tls runs, errc::connection_upgraded afterwards; errc::connection_closed after close; the reason of a broken
+/// connection, asio::ssl::error::stream_truncated when TLS ended without a close_notify. Bytes that came before such
+/// an error are delivered by `read` first.
+///
+/// Cancellation: a cancelled read throws asio::error::operation_aborted and loses nothing; the next read goes on.
+///
+/// Concurrency: a connection's handles are used on the executor of the coroutine that obtained them.
+///
+/// Lifetime: handles are cheap to copy and may be assigned or destroyed while an operation runs. When the last reader
+/// or writer of a connection goes, it is closed as if by stream_writer::close.
+class stream_reader
+{
+public:
+    /// For `read`: everything up to the end of the stream.
+    static constexpr std::size_t until_eof = std::numeric_limits<std::size_t>::max();
+
+    /// Reads at least 1 and at most `size` bytes, or everything up to the end of the stream.
+    ///
+    /// Returns: empty at the end of the stream, and for a size of 0.
+    asio::awaitable<std::string> read(std::size_t size = until_eof) { return read(handle_, size); }
+
+    /// Reads exactly `size` bytes; not bounded by the limit.
+    ///
+    /// Errors: incomplete_read_error at the end of the stream.
+    asio::awaitable<std::string> readexactly(std::size_t size) { return readexactly(handle_, size); }
+
+    /// Reads up to and with the separator, or that one of several whose match ends first.
+    ///
+    /// Errors: std::invalid_argument for no or an empty separator; incomplete_read_error at the end of the stream;
+    /// limit_overrun_error when the limit is passed, with the data still in the buffer.
+    asio::awaitable<std::string> readuntil(string_list separators)
+    {
+        return read_match(handle_, several(separators), kind::record);
+    }
+
+    /// Reads up to and with a newline.
+    ///
+    /// Returns: a partial line at the end of the stream, empty when there is none.
+    ///
+    /// Errors: limit_overrun_error for a line longer than the limit, which is dropped up to and with its newline, or
+    /// as far as it was received.
+    asio::awaitable<std::string> readline() { return read_match(handle_, newline(), kind::line); }
+
+    /// Whether the stream has ended and all of it was read. Only a read finds out that a stream has ended.
+    bool at_eof() const
+    {
+        handle_->check_epoch();
+        return handle_->connection()->at_eof();
+    }
+
+    bool is_tls() const { return handle_->connection()->is_tls(); }
+
+private:
+    friend std::pair<stream_reader, stream_writer> detail::make_pair(std::shared_ptr<detail::connection>);
+    using shared_handle = std::shared_ptr<detail::handle>;
+
+    enum class kind
+    {
+        record,
+        line
+    };
+
+    struct match
+    {
+        std::size_t begin;
+        std::size_t end;
+    };
+
+    struct newline
+    {
+        std::size_t longest = 1;
+
+        std::optional<match> find(std::string_view data, std::size_t from) const
+        {
+            const std::size_t at = data.find('\n', from);
+            return at == data.npos ? std::nullopt : std::optional<match>({at, at + 1});
+        }
+    };
+
+    struct several
+    {
+        std::vector<std::string> separators;
+        std::size_t longest = 0;
+
+        explicit several(const string_list& given)
+        {
+            for (std::size_t i = 0; i < given.size(); ++i)
+            {
+                separators.emplace_back(given[i]);
+                longest = std::max(longest, given[i].size());
+                if (given[i].empty())
+                    throw std::invalid_argument("readuntil: a separator must have at least one byte");
+            }
+            if (separators.empty())
+                throw std::invalid_argument("readuntil: at least one separator is needed");
+        }
+
+        std::optional<match> find(std::string_view data, std::size_t from) const
+        {
+            std::optional<match> first;
+            for (const std::string& separator : separators)
+            {
+                const std::size_t at = data.find(separator, from);
+                if (at != data.npos && (!first || at + separator.size() < first->end))
+                    first = {at, at + separator.size()};
+            }
+            return first;
+        }
+    };
+
+    explicit stream_reader(shared_handle handle) : handle_(std::move(handle)) {}
+
+    static asio::awaitable<std::string> read(shared_handle handle, std::size_t size);
+    static asio::awaitable<std::string> readexactly(shared_handle handle, std::size_t size);
+
+    template <typename Separators>
+    static asio::awaitable<std::string> read_match(shared_handle handle, Separators separators, kind what);
+
+    shared_handle handle_;
+};
+
+inline asio::awaitable<std::string> stream_reader::read(shared_handle handle, std::size_t size)
+{
+    detail::connection& c = **handle;
+    const detail::connection::read_guard guard(c, handle->epoch());
+    while (size > 0 && !c.eof() && (size == until_eof || c.received().empty()))
+        co_await c.receive();
+    co_return c.take(size);
+}
+
+inline asio::awaitable<std::string> stream_reader::readexactly(shared_handle handle, std::size_t size)
+{
+    detail::connection& c = **handle;
+    const detail::connection::read_guard guard(c, handle->epoch());
+    while (c.received().size() < size)
+    {
+        if (c.eof())
+            throw incomplete_read_error(c.take(size), size);
+        co_await c.receive();
+    }
+    co_return c.take(size);
+}
+
+template <typename Separators>
+asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Separators separators, kind what)
+{
+    detail::connection& c = **handle;
+    const detail::connection::read_guard guard(c, handle->epoch());
+    const std::size_t limit = c.limit();
+    std::size_t from = 0;
+    for (;;)
+    {
+        const std::string_view data = c.received();
+        const std::optional<match> found = separators.find(data, from);
+        if (found && found->begin <= limit)
+            co_return c.take(found->end);
+        from = found ? found->begin : std::max(data.size() + 1, separators.longest) - separators.longest;
+        if (from > limit)
+        {
+            if (what == kind::line)
+                c.discard(found ? found->end : data.size());
+            throw limit_overrun_error(from);
+        }
+        if (c.eof())
+        {
+            std::string partial = c.take(data.size());
+            if (what == kind::line)
+                co_return partial;
+            throw incomplete_read_error(std::move(partial), std::nullopt);
+        }
+        co_await c.receive();
+    }
+}
+
+} // namespace upgradeable_streams
+
+#endif

@@ -1,0 +1,233 @@
+/// @file
+/// The writing half of a connection, with the names and semantics of asyncio.StreamWriter.
+#ifndef UPGRADEABLE_STREAMS_STREAM_WRITER_HPP
+#define UPGRADEABLE_STREAMS_STREAM_WRITER_HPP
+
+#include <upgradeable_streams/detail/connection.hpp>
+#include <upgradeable_streams/error.hpp>
+#include <upgradeable_streams/socket_address.hpp>
+#include <upgradeable_streams/stream_reader.hpp>
+#include <upgradeable_streams/tls.hpp>
+
+#include <asio/awaitable.hpp>
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <initializer_list>
+#include <memory>
+#include <optional>
+#include <ranges>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+namespace upgradeable_streams
+{
+
+/// Water marks of the write queue in bytes; as in asyncio, a missing high is 4 x low or 64 KiB, a missing low high / 4.
+struct write_buffer_limits
+{
+    std::optional<std::size_t> high = {};
+    std::optional<std::size_t> low = {};
+};
+
+static_assert(std::is_trivially_destructible_v<write_buffer_limits>);
+
+/// A string that is a template argument, as in `get_extra_info<"peername">()`.
+template <std::size_t Size>
+struct extra_info_name
+{
+    constexpr extra_info_name(const char (&text)[Size]) { std::copy_n(text, Size, text_); }
+    constexpr bool operator==(std::string_view other) const { return std::string_view(text_, Size - 1) == other; }
+
+    char text_[Size];
+};
+
+/// Writes to a connection and closes it.
+///
+/// Errors, of every operation: errc::upgrade_in_progress while start_tls runs, and errc::connection_upgraded
+/// afterwards, through a writer from before; errc::connection_closed after close; the reason of a lost connection.
+///
+/// Concurrency and lifetime: as stream_reader.
+class stream_writer
+{
+public:
+    /// Queues bytes, which are sent in order without any further call; does not suspend.
+    ///
+    /// What is queued before control goes back to the event loop leaves in one send.
+    void write(std::string_view data)
+    {
+        handle_->connection()->check_write(handle_->epoch());
+        handle_->connection()->write(data);
+    }
+
+    /// Queues several pieces as if joined.
+    template <std::ranges::input_range Pieces>
+        requires std::convertible_to<std::ranges::range_reference_t<Pieces>, std::string_view>
+    void writelines(Pieces&& pieces)
+    {
+        for (auto&& piece : pieces)
+            write(piece);
+    }
+
+    void writelines(std::initializer_list<std::string_view> pieces)
+    {
+        for (const std::string_view piece : pieces)
+            write(piece);
+    }
+
+    /// Waits while more than the high mark is queued, until the low mark is reached.
+    asio::awaitable<void> drain() { return drain(handle_); }
+
+    /// Errors: std::invalid_argument unless high >= low.
+    void set_write_buffer_limits(const write_buffer_limits& limits)
+    {
+        handle_->check_epoch();
+        const std::size_t high = limits.high ? *limits.high : limits.low ? 4 * *limits.low : 64 * 1024;
+        const std::size_t low = limits.low.value_or(high / 4);
+        if (high < low)
+            throw std::invalid_argument("set_write_buffer_limits: high must not be less than low");
+        handle_->connection()->set_write_buffer_limits(high, low);
+    }
+
+    /// Ends writing after what is queued, while reading goes on: a FIN in plain text, a close_notify under TLS 1.3
+    /// (RFC 8446 section 6.1).
+    ///
+    /// Errors: std::errc::operation_not_supported unless can_write_eof.
+    void write_eof()
+    {
+        handle_->connection()->check_write(handle_->epoch());
+        if (!can_write_eof())
+            throw std::system_error(std::make_error_code(std::errc::operation_not_supported),
+                                    "TLS 1.2 cannot be closed in one direction");
+        handle_->connection()->write_eof();
+    }
+
+    /// False for TLS 1.2, where the answer to a close_notify is to close (RFC 5246 section 7.2.1).
+    bool can_write_eof() const
+    {
+        return !handle_->connection()->is_tls() || SSL_version(handle_->connection()->ssl()) >= TLS1_3_VERSION;
+    }
+
+    /// Sends what is queued, then a close_notify, then FIN, within the shutdown deadline; does not suspend. Pending
+    /// reads end with errc::connection_closed. Closing twice does nothing.
+    void close()
+    {
+        handle_->check_epoch();
+        handle_->connection()->close();
+    }
+
+    bool is_closing() const { return handle_->connection()->is_closing(); }
+
+    /// Waits until the connection is closed.
+    ///
+    /// Errors: the reason, when the connection was lost before all was sent.
+    asio::awaitable<void> wait_closed() { return wait_closed(handle_); }
+
+    /// Sends what is queued in plain text, then upgrades the connection to TLS.
+    ///
+    /// Options left out are those of open_connection or start_server. Bytes already received are never delivered to a
+    /// reader: a server takes the beginning of a ClientHello for the handshake, anything else is
+    /// errc::plaintext_injection (RFC 3207 section 4.2, CVE-2011-0411). `received` is not to be given.
+    ///
+    /// Returns: a new reader and writer; the old ones throw errc::connection_upgraded from then on.
+    ///
+    /// Errors: std::invalid_argument at the call for options that make no sense; errc::not_upgradeable and already_tls
+    /// leave the connection as it was, as does errc::operation_in_progress when a read is pending. Every other failure
+    /// closes the connection: tls_error, errc::handshake_timeout.
+    ///
+    /// Cancellation: closes the connection.
+    asio::awaitable<std::pair<stream_reader, stream_writer>> start_tls(const tls_options& options = {})
+    {
+        if (!options.received.empty())
+            throw std::invalid_argument("start_tls of a stream_writer knows what was received; do not give it");
+        const detail::connection& c = **handle_;
+        return start_tls(handle_, std::make_unique<detail::upgrade_request>(c.settings(), options, !c.ssl()));
+    }
+
+    /// What is known of the connection, by asyncio's names; the type depends on the name.
+    ///
+    /// - peername, sockname: std::optional<socket_address>
+    /// - socket: std::optional<int>, the native handle, empty once closed
+    /// - sslcontext: SSL_CTX*, ssl_object: SSL*; null before the upgrade, valid while the connection is
+    /// - version, alpn_protocol: std::optional<std::string>; cipher: std::optional<cipher_info>; peercert:
+    ///   std::optional<certificate>; empty before the upgrade
+    template <extra_info_name Name>
+    auto get_extra_info() const
+    {
+        detail::connection& c = **handle_;
+        constexpr bool of_tls = Name == "version" || Name == "cipher" || Name == "alpn_protocol" || Name == "peercert";
+        if constexpr (Name == "peername")
+            return c.peername();
+        else if constexpr (Name == "sockname")
+            return c.sockname();
+        else if constexpr (Name == "socket")
+            return c.native_socket();
+        else if constexpr (Name == "sslcontext")
+            return c.is_tls() ? SSL_get_SSL_CTX(c.ssl()) : nullptr;
+        else if constexpr (Name == "ssl_object")
+            return c.is_tls() ? c.ssl() : nullptr;
+        else
+        {
+            static_assert(of_tls, "get_extra_info knows peername, sockname, socket, sslcontext, ssl_object, version, "
+                                  "cipher, alpn_protocol and peercert");
+            const auto session = c.is_tls() ? std::optional<tls_session>(c.ssl()) : std::nullopt;
+            if constexpr (Name == "version")
+                return session ? std::optional(session->version) : std::nullopt;
+            else if constexpr (Name == "cipher")
+                return session ? std::optional(session->cipher) : std::nullopt;
+            else if constexpr (Name == "alpn_protocol")
+                return session ? session->alpn_protocol : std::nullopt;
+            else if constexpr (Name == "peercert")
+                return session ? session->peer_certificate : std::nullopt;
+        }
+    }
+
+private:
+    friend std::pair<stream_reader, stream_writer> detail::make_pair(std::shared_ptr<detail::connection>);
+    using shared_handle = std::shared_ptr<detail::handle>;
+
+    explicit stream_writer(shared_handle handle) : handle_(std::move(handle)) {}
+
+    static asio::awaitable<void> drain(shared_handle handle);
+    static asio::awaitable<void> wait_closed(shared_handle handle);
+    static asio::awaitable<std::pair<stream_reader, stream_writer>>
+    start_tls(shared_handle handle, std::unique_ptr<detail::upgrade_request> request);
+
+    shared_handle handle_;
+};
+
+inline std::pair<stream_reader, stream_writer> detail::make_pair(std::shared_ptr<connection> c)
+{
+    const auto shared = std::make_shared<handle>(std::move(c));
+    return {stream_reader(shared), stream_writer(shared)};
+}
+
+inline asio::awaitable<void> stream_writer::drain(shared_handle handle)
+{
+    handle->check_epoch();
+    co_await handle->connection()->drain();
+}
+
+inline asio::awaitable<void> stream_writer::wait_closed(shared_handle handle)
+{
+    handle->check_epoch();
+    const std::error_code lost = co_await handle->connection()->wait_closed();
+    if (lost)
+        throw std::system_error(lost);
+}
+
+inline asio::awaitable<std::pair<stream_reader, stream_writer>>
+stream_writer::start_tls(shared_handle handle, std::unique_ptr<detail::upgrade_request> request)
+{
+    handle->check_epoch();
+    co_await handle->connection()->upgrade(std::move(request));
+    co_return detail::make_pair(handle->connection());
+}
+
+} // namespace upgradeable_streams
+
+#endif

@@ -1,0 +1,345 @@
+/// @file
+/// What an upgrade is asked for (role, options) and what can be told of it afterwards (session, certificate).
+#ifndef UPGRADEABLE_STREAMS_TLS_HPP
+#define UPGRADEABLE_STREAMS_TLS_HPP
+
+#include <asio/ip/address.hpp>
+#include <asio/ssl/context.hpp>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
+
+#include <algorithm>
+#include <chrono>
+#include <ctime>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+namespace upgradeable_streams
+{
+
+enum class tls_role
+{
+    client,
+    server
+};
+
+/// What a TLS upgrade needs. Given when a stream is made, and at the upgrade to override that; what is left out
+/// at the upgrade keeps its earlier value.
+struct tls_options
+{
+    /// The stream shares ownership of the underlying SSL_CTX, so the context object itself may go.
+    asio::ssl::context* ssl = nullptr;
+
+    /// The client unless said otherwise.
+    std::optional<tls_role> role = {};
+
+    /// The name or address that the server's certificate must be for; required of a client whose context verifies.
+    std::string_view server_hostname = {};
+
+    /// Bytes that the caller has received from the peer already. A server hands the beginning of a ClientHello to
+    /// the handshake; anything else is errc::plaintext_injection.
+    std::string_view received = {};
+
+    /// The deadline of the whole handshake; 60 s unless said otherwise (asyncio's default).
+    std::optional<std::chrono::steady_clock::duration> handshake_timeout = {};
+
+    /// The deadline of the whole shutdown; 30 s unless said otherwise (asyncio's default).
+    std::optional<std::chrono::steady_clock::duration> shutdown_timeout = {};
+
+    /// Take the end of the connection without a close_notify for a clean end (the name is from Python's ssl
+    /// module). Only for peers that are known to do so: an attacker can cut such a connection unnoticed.
+    std::optional<bool> suppress_ragged_eofs = {};
+};
+
+static_assert(std::is_trivially_destructible_v<tls_options>);
+
+/// An X.509 certificate; copies share it.
+class certificate
+{
+public:
+    /// Takes a reference of its own to `x509`, which must not be null.
+    explicit certificate(X509* x509) : x509_((X509_up_ref(x509), x509), X509_free) {}
+
+    X509* native_handle() const noexcept { return x509_.get(); }
+
+    /// The distinguished name in the form of RFC 2253, as in `CN=localhost`.
+    std::string subject() const { return text(X509_get_subject_name(x509_.get())); }
+    std::string issuer() const { return text(X509_get_issuer_name(x509_.get())); }
+
+    std::chrono::system_clock::time_point not_before() const { return time(X509_get0_notBefore(x509_.get())); }
+    std::chrono::system_clock::time_point not_after() const { return time(X509_get0_notAfter(x509_.get())); }
+
+    /// The DNS names and IP addresses that the certificate is for, as in `DNS:localhost` and `IP Address:127.0.0.1`.
+    std::vector<std::string> subject_alt_names() const;
+
+private:
+    static std::string text(const X509_NAME* name);
+    static std::chrono::system_clock::time_point time(const ASN1_TIME* value);
+
+    std::shared_ptr<X509> x509_;
+};
+
+struct cipher_info
+{
+    std::string name;     ///< As in TLS_AES_256_GCM_SHA384.
+    std::string protocol; ///< The TLS version that defined it, as in TLSv1.3.
+    int secret_bits = 0;
+};
+
+/// What a completed handshake negotiated, read from an SSL object.
+struct tls_session
+{
+    explicit tls_session(SSL* ssl);
+
+    std::string version; ///< As in TLSv1.3.
+    cipher_info cipher;
+    std::optional<std::string> alpn_protocol;
+    std::optional<std::string> server_name; ///< The SNI, sent or received.
+    std::optional<certificate> peer_certificate;
+    long verify_result; ///< X509_V_OK, or the reason for which a context that tolerates it did not trust the peer.
+    bool session_reused;
+};
+
+namespace detail
+{
+
+struct openssl_delete
+{
+    void operator()(SSL* p) const noexcept { SSL_free(p); }
+    void operator()(SSL_CTX* p) const noexcept { SSL_CTX_free(p); }
+    void operator()(GENERAL_NAMES* p) const noexcept { GENERAL_NAMES_free(p); }
+    void operator()(BIO* p) const noexcept { BIO_free(p); }
+    void operator()(unsigned char* p) const noexcept { OPENSSL_free(p); }
+};
+
+template <class T>
+using openssl_ptr = std::unique_ptr<T, openssl_delete>;
+
+/// The ALPN protocols of a context made by this library, in wire format (RFC 7301 section 3.1), kept in the SSL_CTX.
+inline int alpn_index()
+{
+    static const int index = SSL_CTX_get_ex_new_index(
+        0, nullptr, nullptr, nullptr, [](void*, void* value, CRYPTO_EX_DATA*, int, long, void*)
+        { delete static_cast<std::string*>(value); });
+    return index;
+}
+
+inline const std::string* alpn_protocols(const SSL_CTX* context)
+{
+    return static_cast<const std::string*>(SSL_CTX_get_ex_data(context, alpn_index()));
+}
+
+/// The name that a client verifies, as the caller gave it or in OpenSSL's terms.
+struct server_identity
+{
+    std::string name;
+    bool is_address = false;
+
+    /// Throws std::invalid_argument for a name that OpenSSL would match too liberally or not at all.
+    static server_identity parse(std::string_view given);
+};
+
+/// The owned form of tls_options.
+struct tls_settings
+{
+    std::shared_ptr<SSL_CTX> context;
+    tls_role role = tls_role::client;
+    std::string server_hostname;
+    std::chrono::steady_clock::duration handshake_timeout = std::chrono::seconds(60);
+    std::chrono::steady_clock::duration shutdown_timeout = std::chrono::seconds(30);
+    bool suppress_ragged_eofs = false;
+
+    tls_settings() = default;
+    explicit tls_settings(const tls_options& options) { apply(options); }
+
+    /// Throws std::invalid_argument when an option makes no sense.
+    void apply(const tls_options& options);
+
+    /// An SSL object that verifies the peer as the context demands. The context must not be null.
+    openssl_ptr<SSL> make_ssl() const;
+};
+
+inline void require_positive(std::chrono::steady_clock::duration timeout, const char* name)
+{
+    if (timeout <= timeout.zero())
+        throw std::invalid_argument(std::string(name) + " must be greater than zero");
+}
+
+inline std::shared_ptr<SSL_CTX> share(asio::ssl::context& context)
+{
+    SSL_CTX_up_ref(context.native_handle());
+    return {context.native_handle(), openssl_delete()};
+}
+
+} // namespace detail
+
+inline std::vector<std::string> certificate::subject_alt_names() const
+{
+    std::vector<std::string> names;
+    const detail::openssl_ptr<GENERAL_NAMES> all(
+        static_cast<GENERAL_NAMES*>(X509_get_ext_d2i(x509_.get(), NID_subject_alt_name, nullptr, nullptr)));
+    for (int i = 0; all && i < sk_GENERAL_NAME_num(all.get()); ++i)
+    {
+        const GENERAL_NAME* name = sk_GENERAL_NAME_value(all.get(), i);
+        if (name->type == GEN_DNS)
+        {
+            unsigned char* utf8 = nullptr;
+            const int size = ASN1_STRING_to_UTF8(&utf8, name->d.dNSName);
+            const detail::openssl_ptr<unsigned char> owner(utf8);
+            if (size >= 0)
+                names.push_back("DNS:" + std::string(reinterpret_cast<const char*>(utf8), std::size_t(size)));
+        }
+        else if (name->type == GEN_IPADD)
+        {
+            const unsigned char* bytes = ASN1_STRING_get0_data(name->d.iPAddress);
+            const int size = ASN1_STRING_length(name->d.iPAddress);
+            asio::ip::address_v4::bytes_type v4;
+            asio::ip::address_v6::bytes_type v6;
+            if (size == int(v4.size()))
+            {
+                std::copy_n(bytes, v4.size(), v4.begin());
+                names.push_back("IP Address:" + asio::ip::address_v4(v4).to_string());
+            }
+            else if (size == int(v6.size()))
+            {
+                std::copy_n(bytes, v6.size(), v6.begin());
+                names.push_back("IP Address:" + asio::ip::address_v6(v6).to_string());
+            }
+        }
+    }
+    return names;
+}
+
+inline std::string certificate::text(const X509_NAME* name)
+{
+    const detail::openssl_ptr<BIO> out(BIO_new(BIO_s_mem()));
+    char* data = nullptr;
+    if (!out || X509_NAME_print_ex(out.get(), name, 0, XN_FLAG_RFC2253) < 0)
+        return {};
+    const long size = BIO_get_mem_data(out.get(), &data);
+    return {data, std::size_t(size)};
+}
+
+inline std::chrono::system_clock::time_point certificate::time(const ASN1_TIME* value)
+{
+    int days = 0;
+    int seconds = 0;
+    const std::time_t epoch = 0;
+    const std::unique_ptr<ASN1_TIME, void (*)(ASN1_TIME*)> zero(ASN1_TIME_set(nullptr, epoch), ASN1_TIME_free);
+    ASN1_TIME_diff(&days, &seconds, zero.get(), value);
+    return std::chrono::system_clock::time_point() + std::chrono::hours(24) * days + std::chrono::seconds(seconds);
+}
+
+inline tls_session::tls_session(SSL* ssl)
+    : version(SSL_get_version(ssl)), verify_result(SSL_get_verify_result(ssl)),
+      session_reused(SSL_session_reused(ssl) == 1)
+{
+    if (const SSL_CIPHER* current = SSL_get_current_cipher(ssl))
+        cipher = {SSL_CIPHER_get_name(current), SSL_CIPHER_get_version(current),
+                  SSL_CIPHER_get_bits(current, nullptr)};
+    const unsigned char* protocol = nullptr;
+    unsigned size = 0;
+    SSL_get0_alpn_selected(ssl, &protocol, &size);
+    if (size > 0)
+        alpn_protocol.emplace(reinterpret_cast<const char*>(protocol), size);
+    if (const char* name = SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name))
+        server_name = name;
+    if (X509* peer = SSL_get0_peer_certificate(ssl))
+        peer_certificate.emplace(peer);
+}
+
+namespace detail
+{
+
+inline server_identity server_identity::parse(std::string_view given)
+{
+    const auto refuse = [&](const char* reason)
+    { throw std::invalid_argument("server_hostname \"" + std::string(given) + "\" " + reason); };
+
+    std::string_view name = given;
+    if (name.size() > 2 && name.front() == '[' && name.back() == ']')
+        name = name.substr(1, name.size() - 2);
+    const std::string_view unscoped = name.substr(0, name.find('%'));
+    asio::error_code not_an_address;
+    const auto address = asio::ip::make_address(std::string(unscoped), not_an_address);
+    if (!not_an_address && name.find('\0') == name.npos)
+        return {address.to_string(), true};
+
+    if (name.ends_with('.'))
+        name.remove_suffix(1);
+    if (name.empty())
+        refuse("is empty: any certificate would match");
+    if (name.front() == '.')
+        refuse("begins with a dot: any subdomain would match");
+    if (name.find('*') != name.npos)
+        refuse("holds a wildcard; give the name of one host");
+    if (std::ranges::any_of(name, [](unsigned char c) { return c <= ' ' || c >= 0x7f; }))
+        refuse("holds a character that is not printable ASCII; give an internationalised name as A-labels (xn--...)");
+    if (name.size() > 253)
+        refuse("is longer than a DNS name can be");
+    return {std::string(name), false};
+}
+
+inline void tls_settings::apply(const tls_options& options)
+{
+    if (options.ssl)
+        context = share(*options.ssl);
+    if (options.role)
+        role = *options.role;
+    if (!options.server_hostname.empty())
+    {
+        server_identity::parse(options.server_hostname);
+        server_hostname = options.server_hostname;
+    }
+    if (options.handshake_timeout)
+    {
+        require_positive(*options.handshake_timeout, "handshake_timeout");
+        handshake_timeout = *options.handshake_timeout;
+    }
+    if (options.shutdown_timeout)
+    {
+        require_positive(*options.shutdown_timeout, "shutdown_timeout");
+        shutdown_timeout = *options.shutdown_timeout;
+    }
+    if (options.suppress_ragged_eofs)
+        suppress_ragged_eofs = *options.suppress_ragged_eofs;
+}
+
+inline openssl_ptr<SSL> tls_settings::make_ssl() const
+{
+    openssl_ptr<SSL> ssl(SSL_new(context.get()));
+    if (!ssl)
+        throw std::bad_alloc();
+    if (role == tls_role::server)
+        return ssl;
+
+    const bool verifies = SSL_get_verify_mode(ssl.get()) & SSL_VERIFY_PEER;
+    if (server_hostname.empty())
+    {
+        if (verifies)
+            throw std::invalid_argument("server_hostname is required to verify the server's certificate; give it, or "
+                                        "give a context that does not verify the peer");
+        return ssl;
+    }
+    const server_identity identity = server_identity::parse(server_hostname);
+    X509_VERIFY_PARAM* param = SSL_get0_param(ssl.get());
+    X509_VERIFY_PARAM_set_hostflags(param, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS |
+                                               X509_CHECK_FLAG_NEVER_CHECK_SUBJECT);
+    const bool done = identity.is_address
+                          ? X509_VERIFY_PARAM_set1_ip_asc(param, identity.name.c_str())
+                          : X509_VERIFY_PARAM_set1_host(param, identity.name.data(), identity.name.size()) &&
+                                SSL_set_tlsext_host_name(ssl.get(), identity.name.c_str());
+    if (!done)
+        throw std::bad_alloc();
+    return ssl;
+}
+
+} // namespace detail
+} // namespace upgradeable_streams
+
+#endif

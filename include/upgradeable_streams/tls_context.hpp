@@ -1,0 +1,245 @@
+/// @file
+/// TLS contexts with safe defaults, in the spirit of Python's ssl.create_default_context.
+#ifndef UPGRADEABLE_STREAMS_TLS_CONTEXT_HPP
+#define UPGRADEABLE_STREAMS_TLS_CONTEXT_HPP
+
+#include <upgradeable_streams/string_list.hpp>
+#include <upgradeable_streams/tls.hpp>
+
+#include <asio/ssl/context.hpp>
+#include <asio/ssl/error.hpp>
+#include <openssl/err.h>
+#include <openssl/rand.h>
+#include <openssl/ssl.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <filesystem>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <type_traits>
+
+namespace upgradeable_streams
+{
+
+/// Own certificate and private key, in PEM files.
+struct key_pair_options
+{
+    std::string_view certificate_chain_file = {}; ///< Own certificate first, then the intermediate ones.
+    std::string_view private_key_file = {};
+    std::string_view private_key_password = {}; ///< For an encrypted key; nobody is asked at the terminal.
+
+    /// Accept a key file that the group or others can read.
+    bool allow_readable_private_key = false;
+};
+
+struct client_context_options
+{
+    std::string_view ca_file = {}; ///< PEM file of trusted certificates, in place of the system's.
+    bool verify_peer = true;       ///< False accepts any server: encryption without authentication.
+    key_pair_options identity = {}; ///< The client's own, for servers that ask for one.
+    string_list alpn_protocols = {};
+};
+
+struct server_context_options
+{
+    key_pair_options identity = {}; ///< Required.
+    std::string_view client_ca_file = {}; ///< PEM file; when given, clients are asked for a certificate of these.
+    bool require_client_certificate = true; ///< With client_ca_file: refuse clients without one.
+    string_list alpn_protocols = {};        ///< In order of preference.
+};
+
+static_assert(std::is_trivially_destructible_v<client_context_options>);
+static_assert(std::is_trivially_destructible_v<server_context_options>);
+
+/// A context for clients: verifies the server's chain against the system's trust store or `ca_file`, and its name.
+///
+/// TLS 1.2 at least; ECDHE with AEAD ciphers; no renegotiation, compression or early data. When ALPN protocols are
+/// offered and the server chooses none, start_tls fails with errc::alpn_not_agreed.
+///
+/// Errors: std::system_error that names the file and the reason; std::invalid_argument for a wrong option.
+inline asio::ssl::context create_client_context(const client_context_options& options = {});
+
+/// A context for servers.
+///
+/// As create_client_context, with the server's order of preference, and one session ticket for each connection. A
+/// client that offers ALPN protocols of which none is in `alpn_protocols` is refused (RFC 7301 section 3.2).
+///
+/// Errors: std::system_error that names the file and the reason, also when the private key does not fit the
+/// certificate or can be read by others; std::invalid_argument for a wrong option.
+inline asio::ssl::context create_server_context(const server_context_options& options);
+
+namespace detail
+{
+
+/// Throws the oldest error in OpenSSL's queue, which is the root of the others.
+[[noreturn]] inline void throw_openssl_error(const std::string& what)
+{
+    const unsigned long error = ERR_get_error();
+    ERR_clear_error();
+    if (ERR_SYSTEM_ERROR(error))
+        throw std::system_error(ERR_GET_REASON(error), std::generic_category(), what);
+    throw std::system_error(static_cast<int>(error), asio::error::get_ssl_category(), what);
+}
+
+inline std::string quoted(std::string_view role, std::string_view file)
+{
+    return std::string(role) + " \"" + std::string(file) + "\"";
+}
+
+inline void set_safe_defaults(SSL_CTX* context)
+{
+    SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION);
+    SSL_CTX_set_options(context, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_CIPHER_SERVER_PREFERENCE);
+    SSL_CTX_set_max_early_data(context, 0);
+    SSL_CTX_set_mode(context, SSL_MODE_RELEASE_BUFFERS);
+    if (!SSL_CTX_set_cipher_list(context, "ECDHE+AESGCM:ECDHE+CHACHA20"))
+        throw_openssl_error("cipher list");
+}
+
+inline void load_key_pair(SSL_CTX* context, const key_pair_options& options)
+{
+    const std::string certificate(options.certificate_chain_file);
+    const std::string key(options.private_key_file);
+    if (certificate.empty() || key.empty())
+        throw std::invalid_argument("a certificate needs both certificate_chain_file and private_key_file");
+
+    ERR_clear_error();
+    if (!SSL_CTX_use_certificate_chain_file(context, certificate.c_str()))
+        throw_openssl_error(quoted("certificate file", certificate));
+
+    using std::filesystem::perms;
+    std::error_code error;
+    const auto status = std::filesystem::status(key, error);
+    if (error)
+        throw std::system_error(error, quoted("private key file", key));
+    if (!options.allow_readable_private_key &&
+        (status.permissions() & (perms::group_read | perms::others_read)) != perms::none)
+        throw std::system_error(std::make_error_code(std::errc::operation_not_permitted),
+                                quoted("private key file", key) +
+                                    " can be read by others; chmod 600 it, or set allow_readable_private_key");
+
+    std::string_view password = options.private_key_password;
+    SSL_CTX_set_default_passwd_cb_userdata(context, &password);
+    SSL_CTX_set_default_passwd_cb(context, [](char* out, int size, int, void* user) -> int {
+        const auto& given = *static_cast<const std::string_view*>(user);
+        if (given.empty() || given.size() > std::size_t(size))
+            return -1;
+        return int(given.copy(out, given.size()));
+    });
+    const bool loaded = SSL_CTX_use_PrivateKey_file(context, key.c_str(), SSL_FILETYPE_PEM);
+    SSL_CTX_set_default_passwd_cb(context, nullptr);
+    SSL_CTX_set_default_passwd_cb_userdata(context, nullptr);
+    if (!loaded || !SSL_CTX_check_private_key(context))
+        throw_openssl_error(quoted("private key file", key) + " for " + quoted("certificate", certificate));
+}
+
+/// RFC 7301 section 3.1: each name with its length in front.
+inline std::string alpn_wire_format(const string_list& protocols)
+{
+    std::string wire;
+    for (std::size_t i = 0; i < protocols.size(); ++i)
+    {
+        if (protocols[i].empty() || protocols[i].size() > 255)
+            throw std::invalid_argument("an ALPN protocol has 1 to 255 bytes");
+        wire.push_back(static_cast<char>(protocols[i].size()));
+        wire.append(protocols[i]);
+    }
+    return wire;
+}
+
+inline void set_alpn_protocols(SSL_CTX* context, const string_list& protocols)
+{
+    if (protocols.empty())
+        return;
+    auto wire = std::make_unique<std::string>(alpn_wire_format(protocols));
+    if (!SSL_CTX_set_ex_data(context, alpn_index(), wire.get()))
+        throw std::bad_alloc();
+    wire.release();
+}
+
+inline int select_alpn_protocol(SSL* ssl, const unsigned char** out, unsigned char* size, const unsigned char* offered,
+                                unsigned offered_size, void*)
+{
+    const std::string& own = *alpn_protocols(SSL_get_SSL_CTX(ssl));
+    unsigned char* chosen = nullptr;
+    const int result =
+        SSL_select_next_proto(&chosen, size, reinterpret_cast<const unsigned char*>(own.data()),
+                              static_cast<unsigned>(own.size()), offered, offered_size);
+    *out = chosen;
+    return result == OPENSSL_NPN_NEGOTIATED ? SSL_TLSEXT_ERR_OK : SSL_TLSEXT_ERR_ALERT_FATAL;
+}
+
+} // namespace detail
+
+inline asio::ssl::context create_client_context(const client_context_options& options)
+{
+    asio::ssl::context context(asio::ssl::context::tls_client);
+    SSL_CTX* const handle = context.native_handle();
+    detail::set_safe_defaults(handle);
+    const key_pair_options& identity = options.identity;
+    if (!identity.certificate_chain_file.empty() || !identity.private_key_file.empty())
+        detail::load_key_pair(handle, identity);
+
+    if (options.verify_peer)
+    {
+        ERR_clear_error();
+        const std::string ca_file(options.ca_file);
+        if (!(ca_file.empty() ? SSL_CTX_set_default_verify_paths(handle)
+                              : SSL_CTX_load_verify_locations(handle, ca_file.c_str(), nullptr)))
+            detail::throw_openssl_error(ca_file.empty() ? "the system's trust store"
+                                                        : detail::quoted("CA file", ca_file));
+        context.set_verify_mode(asio::ssl::verify_peer);
+    }
+    else if (!options.ca_file.empty())
+        throw std::invalid_argument("ca_file makes no sense with verify_peer = false");
+
+    detail::set_alpn_protocols(handle, options.alpn_protocols);
+    if (const std::string* wire = detail::alpn_protocols(handle))
+        if (SSL_CTX_set_alpn_protos(handle, reinterpret_cast<const unsigned char*>(wire->data()),
+                                    static_cast<unsigned>(wire->size())) != 0)
+            throw std::bad_alloc();
+    return context;
+}
+
+inline asio::ssl::context create_server_context(const server_context_options& options)
+{
+    asio::ssl::context context(asio::ssl::context::tls_server);
+    SSL_CTX* const handle = context.native_handle();
+    detail::set_safe_defaults(handle);
+    detail::load_key_pair(handle, options.identity);
+
+    std::array<unsigned char, 32> session_id_context;
+    static_assert(session_id_context.size() <= SSL_MAX_SID_CTX_LENGTH);
+    if (RAND_bytes(session_id_context.data(), int(session_id_context.size())) != 1)
+        detail::throw_openssl_error("random number generator");
+    SSL_CTX_set_session_id_context(handle, session_id_context.data(), unsigned(session_id_context.size()));
+    SSL_CTX_set_num_tickets(handle, 1);
+
+    if (!options.client_ca_file.empty())
+    {
+        ERR_clear_error();
+        const std::string file(options.client_ca_file);
+        STACK_OF(X509_NAME)* names = nullptr;
+        if (!SSL_CTX_load_verify_locations(handle, file.c_str(), nullptr) ||
+            !(names = SSL_load_client_CA_file(file.c_str())))
+            detail::throw_openssl_error(detail::quoted("client CA file", file));
+        SSL_CTX_set_client_CA_list(handle, names);
+        context.set_verify_mode(options.require_client_certificate
+                                    ? asio::ssl::verify_peer | asio::ssl::verify_fail_if_no_peer_cert
+                                    : asio::ssl::verify_peer);
+    }
+
+    detail::set_alpn_protocols(handle, options.alpn_protocols);
+    if (!options.alpn_protocols.empty())
+        SSL_CTX_set_alpn_select_cb(handle, detail::select_alpn_protocol, nullptr);
+    return context;
+}
+
+} // namespace upgradeable_streams
+
+#endif

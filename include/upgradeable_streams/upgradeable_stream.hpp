@@ -1,0 +1,235 @@
+/// @file
+/// A stream that starts in plain text and is upgraded to TLS in place.
+#ifndef UPGRADEABLE_STREAMS_UPGRADEABLE_STREAM_HPP
+#define UPGRADEABLE_STREAMS_UPGRADEABLE_STREAM_HPP
+
+#include <upgradeable_streams/detail/stream_state.hpp>
+#include <upgradeable_streams/error.hpp>
+#include <upgradeable_streams/tls.hpp>
+
+#include <asio/async_result.hpp>
+#include <asio/awaitable.hpp>
+#include <asio/compose.hpp>
+#include <asio/redirect_error.hpp>
+#include <asio/socket_base.hpp>
+#include <asio/ssl/stream.hpp>
+#include <asio/use_awaitable.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <type_traits>
+#include <utility>
+#include <variant>
+
+namespace upgradeable_streams
+{
+
+namespace detail
+{
+template <typename Socket>
+class stream_connection;
+}
+
+struct shutdown_options
+{
+    /// shutdown_send ends only the own direction: with a FIN in plain text, with a close_notify under TLS, to which
+    /// TLS 1.2 peers answer by closing altogether. shutdown_both also awaits the peer's close_notify, and drops what
+    /// comes before it.
+    asio::socket_base::shutdown_type what = asio::socket_base::shutdown_both;
+
+    /// The deadline of the whole shutdown; the stream's own unless given.
+    std::optional<std::chrono::steady_clock::duration> timeout = {};
+};
+
+static_assert(std::is_trivially_destructible_v<shutdown_options>);
+
+/// An AsyncStream over `Socket` that can be upgraded to TLS in place.
+///
+/// `Socket` is an AsyncStream with a `lowest_layer()` that can be closed and shut down: any Asio socket, or a stream
+/// over one. `TlsLayer` is a template with the interface of asio::ssl::stream.
+///
+/// Cancellation: a cancelled read leaves the stream as it was. A cancelled write or shutdown of an encrypted stream
+/// may leave half a record behind, so every later operation reports errc::stream_unusable. A cancelled upgrade closes
+/// the stream.
+///
+/// Concurrency: one read and one write may be pending at a time, in either state, and nothing beside an upgrade. With
+/// an io_context that runs on several threads, all use of a stream belongs on one strand.
+///
+/// Lifetime: destroying or moving the stream while operations are pending is safe; destroying it closes the socket,
+/// and pending operations complete with asio::error::operation_aborted.
+template <typename Socket, template <typename> class TlsLayer = asio::ssl::stream>
+class upgradeable_stream
+{
+    using state = detail::stream_state<Socket, TlsLayer>;
+
+public:
+    using next_layer_type = Socket;
+    using lowest_layer_type = typename Socket::lowest_layer_type;
+    using executor_type = typename Socket::executor_type;
+
+    /// Errors: std::invalid_argument for options that make no sense, `received` among them.
+    explicit upgradeable_stream(Socket socket, const tls_options& options = {})
+    {
+        if (!options.received.empty())
+            throw std::invalid_argument("received bytes are given to start_tls, not when the stream is made");
+        state_ = std::make_shared<state>(std::move(socket), detail::tls_settings(options));
+    }
+
+    upgradeable_stream(upgradeable_stream&&) noexcept = default;
+
+    upgradeable_stream& operator=(upgradeable_stream&& other) noexcept
+    {
+        upgradeable_stream(std::move(other)).state_.swap(state_);
+        return *this;
+    }
+
+    ~upgradeable_stream()
+    {
+        if (state_)
+            state_->close();
+    }
+
+    executor_type get_executor() { return state_->socket().get_executor(); }
+    next_layer_type& next_layer() { return state_->socket(); }
+    const next_layer_type& next_layer() const { return state_->socket(); }
+    lowest_layer_type& lowest_layer() { return state_->socket().lowest_layer(); }
+    const lowest_layer_type& lowest_layer() const { return state_->socket().lowest_layer(); }
+
+    /// True from the moment at which the upgrade is complete.
+    bool is_tls() const { return std::holds_alternative<typename state::encrypted>(state_->stage); }
+
+    /// Null while the stream is plain.
+    SSL* native_handle() const { return state_->ssl(); }
+
+    /// What the handshake negotiated; empty until the upgrade is complete.
+    std::optional<tls_session> session() const
+    {
+        return is_tls() ? std::optional<tls_session>(native_handle()) : std::nullopt;
+    }
+
+    /// Reads at least one byte; the signature is void(asio::error_code, std::size_t).
+    ///
+    /// Errors: asio::error::eof at a clean end; asio::ssl::error::stream_truncated when TLS ended without a
+    /// close_notify (RFC 8446 section 6.1); errc::upgrade_in_progress. Under TLS the first error is repeated by later
+    /// reads.
+    template <typename MutableBufferSequence, typename Token = asio::default_completion_token_t<executor_type>>
+    auto async_read_some(const MutableBufferSequence& buffers, Token&& token = {})
+    {
+        return asio::async_initiate<Token, void(asio::error_code, std::size_t)>(
+            [](auto handler, const std::shared_ptr<state>& s, const MutableBufferSequence& b)
+            {
+                if (auto* plain = std::get_if<Socket>(&s->stage))
+                    return void(plain->async_read_some(b, std::move(handler)));
+                asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
+                    detail::read_operation<state, MutableBufferSequence>{s, b}, handler, s->socket());
+            },
+            token, state_, buffers);
+    }
+
+    /// Writes at least one byte; the signature is void(asio::error_code, std::size_t).
+    ///
+    /// Completes when the bytes were handed to the socket.
+    template <typename ConstBufferSequence, typename Token = asio::default_completion_token_t<executor_type>>
+    auto async_write_some(const ConstBufferSequence& buffers, Token&& token = {})
+    {
+        return asio::async_initiate<Token, void(asio::error_code, std::size_t)>(
+            [](auto handler, const std::shared_ptr<state>& s, const ConstBufferSequence& b)
+            {
+                if (auto* plain = std::get_if<Socket>(&s->stage))
+                    return void(plain->async_write_some(b, std::move(handler)));
+                asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
+                    detail::write_operation<state, ConstBufferSequence>{s, b}, handler, s->socket());
+            },
+            token, state_, buffers);
+    }
+
+    /// Upgrades the stream to TLS; the signature is void(asio::error_code).
+    ///
+    /// Effects: an upgrade that fails closes the stream; it never goes on in plain text.
+    ///
+    /// Errors: std::invalid_argument at the call for options that make no sense, among them a client that verifies
+    /// and has no server_hostname; errc::not_upgradeable, already_tls, upgrade_in_progress, plaintext_injection,
+    /// handshake_timeout, alpn_not_agreed; OpenSSL's own. In TLS 1.3 a server's refusal of the client's certificate
+    /// reaches the client at its first read (RFC 8446 section 4.4.2.4).
+    template <typename Token = asio::default_completion_token_t<executor_type>>
+    auto async_start_tls(const tls_options& options = {}, Token&& token = {})
+    {
+        return initiate_upgrade(state_, request_upgrade(options), token);
+    }
+
+    /// Upgrades the stream to TLS with the options that it was made with, and those given here over them.
+    ///
+    /// Errors: as async_start_tls, thrown as tls_error, which tells why a certificate was not accepted, or what a peer
+    /// sent in place of TLS.
+    asio::awaitable<void> start_tls(const tls_options& options = {})
+    {
+        return await_upgrade(state_, request_upgrade(options));
+    }
+
+    /// Ends the conversation in order, before the stream is destroyed; the signature is void(asio::error_code).
+    ///
+    /// No read may be pending for shutdown_both.
+    ///
+    /// Errors: errc::shutdown_timeout, after which the socket is closed; asio::ssl::error::stream_truncated when the
+    /// peer closed without a close_notify of its own.
+    template <typename Token = asio::default_completion_token_t<executor_type>>
+    auto async_shutdown(const shutdown_options& options = {}, Token&& token = {})
+    {
+        const auto timeout = options.timeout.value_or(state_->settings.shutdown_timeout);
+        detail::require_positive(timeout, "timeout");
+        if (options.what == asio::socket_base::shutdown_receive)
+            throw std::invalid_argument("the receiving side cannot be shut down alone; use shutdown_send or shutdown_both");
+        return asio::async_initiate<Token, void(asio::error_code)>(
+            [](auto handler, const std::shared_ptr<state>& s, auto what, auto within)
+            {
+                asio::async_compose<decltype(handler), void(asio::error_code)>(
+                    detail::shutdown_operation<state>{s, what, within}, handler, s->socket());
+            },
+            token, state_, options.what, timeout);
+    }
+
+private:
+    friend detail::stream_connection<Socket>;
+
+    upgradeable_stream(Socket socket, detail::tls_settings settings)
+        : state_(std::make_shared<state>(std::move(socket), std::move(settings)))
+    {
+    }
+
+    std::unique_ptr<detail::upgrade_request> request_upgrade(const tls_options& options) const
+    {
+        return std::make_unique<detail::upgrade_request>(state_->settings, options,
+                                                         std::holds_alternative<Socket>(state_->stage));
+    }
+
+    template <typename Token>
+    static auto initiate_upgrade(std::shared_ptr<state> s, std::unique_ptr<detail::upgrade_request> request,
+                                 Token&& token)
+    {
+        return asio::async_initiate<Token, void(asio::error_code)>(
+            [](auto handler, const std::shared_ptr<state>& owner, std::unique_ptr<detail::upgrade_request> asked)
+            {
+                asio::async_compose<decltype(handler), void(asio::error_code)>(
+                    detail::upgrade_operation<state>{owner, std::move(asked)}, handler, owner->socket());
+            },
+            token, std::move(s), std::move(request));
+    }
+
+    static asio::awaitable<void> await_upgrade(std::shared_ptr<state> s,
+                                               std::unique_ptr<detail::upgrade_request> request)
+    {
+        asio::error_code error;
+        co_await initiate_upgrade(s, std::move(request), asio::redirect_error(asio::use_awaitable, error));
+        if (error)
+            throw s->describe(error);
+    }
+
+    std::shared_ptr<state> state_;
+};
+
+} // namespace upgradeable_streams
+
+#endif

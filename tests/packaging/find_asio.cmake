@@ -1,0 +1,1 @@
+find_package(Asio 1.22.1 REQUIRED)

@@ -1,0 +1,20 @@
+#ifndef TEST_SUPPORT_THREAD_HPP
+#define TEST_SUPPORT_THREAD_HPP
+
+#include <future>
+#include <type_traits>
+#include <utility>
+
+namespace test
+{
+
+/// Runs `function` on a thread of its own; the future rethrows from `get()`, and joins when it is destroyed.
+template <typename Function>
+[[nodiscard]] std::future<std::invoke_result_t<Function>> run_in_thread(Function function)
+{
+    return std::async(std::launch::async, std::move(function));
+}
+
+} // namespace test
+
+#endif

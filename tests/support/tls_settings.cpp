@@ -1,0 +1,48 @@
+#include "tls_settings.hpp"
+
+#include "certificates.hpp"
+
+namespace test
+{
+
+tls_settings localhost_server()
+{
+    tls_settings settings;
+    settings.certificate_file = localhost_certificate().certificate_file;
+    settings.key_file = localhost_certificate().key_file;
+    return settings;
+}
+
+tls_settings localhost_client()
+{
+    tls_settings settings;
+    settings.ca_file = authority().ca_file();
+    settings.server_name = "localhost";
+    return settings;
+}
+
+context_ptr make_context(const tls_settings& settings, bool is_server)
+{
+    context_ptr context(
+        openssl_check(SSL_CTX_new(is_server ? TLS_server_method() : TLS_client_method()), "SSL_CTX_new"));
+    SSL_CTX_set_security_level(context.get(), 0);
+    openssl_check(SSL_CTX_set_min_proto_version(context.get(), settings.min_version), "min_version");
+    openssl_check(SSL_CTX_set_max_proto_version(context.get(), settings.max_version), "max_version");
+    if (!settings.certificate_file.empty())
+    {
+        openssl_check(SSL_CTX_use_certificate_chain_file(context.get(), settings.certificate_file.c_str()),
+                      "certificate_file");
+        openssl_check(SSL_CTX_use_PrivateKey_file(context.get(), settings.key_file.c_str(), SSL_FILETYPE_PEM),
+                      "key_file");
+    }
+    if (!settings.ca_file.empty())
+    {
+        openssl_check(SSL_CTX_load_verify_locations(context.get(), settings.ca_file.c_str(), nullptr), "ca_file");
+        SSL_CTX_set_verify(context.get(), SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, nullptr);
+    }
+    if (settings.adjust)
+        settings.adjust(context.get());
+    return context;
+}
+
+} // namespace test
