@@ -78,23 +78,12 @@ asio::awaitable<void> handle(us::stream_reader reader, us::stream_writer writer)
     std::cout << peer << " left" << std::endl;
 }
 
-void report(std::exception_ptr error, const us::socket_address& peer)
-try
-{
-    std::rethrow_exception(error);
-}
-catch (const std::exception& e)
-{
-    std::cerr << peer.to_string() << ": " << e.what() << std::endl;
-}
-
 asio::awaitable<void> serve(const settings& given, asio::ssl::context& ssl, asio::signal_set& signals)
 {
     const us::server_options options = {
         .ssl = &ssl,
         .upgradeable = true,
-        .ssl_handshake_timeout = std::chrono::seconds(std::atoi(given.handshake_timeout.c_str())),
-        .error_handler = report};
+        .ssl_handshake_timeout = std::chrono::seconds(std::atoi(given.handshake_timeout.c_str()))};
     us::server server = co_await us::start_server(handle, given.host, given.port, options);
     std::cout << "listening on " << given.host << ":" << server.sockets().front().port << std::endl;
     co_await signals.async_wait(asio::use_awaitable);
