@@ -141,7 +141,16 @@ private:
         explicit handle(std::shared_ptr<detail::listener> l) : listener(std::move(l)) {}
         handle(const handle&) = delete;
         handle& operator=(const handle&) = delete;
-        ~handle() { listener->close(); }
+
+        ~handle()
+        try
+        {
+            listener->close();
+        }
+        catch (...)
+        {
+            return;
+        }
 
         std::shared_ptr<detail::listener> listener;
     };

@@ -3,9 +3,9 @@
 #ifndef UPGRADEABLE_STREAMS_STRING_LIST_HPP
 #define UPGRADEABLE_STREAMS_STRING_LIST_HPP
 
+#include <array>
 #include <concepts>
 #include <cstddef>
-#include <initializer_list>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -13,21 +13,20 @@
 namespace upgradeable_streams
 {
 
-/// None, one or several strings: `{}`, `"a"`, `{"a", "b"}` or a `std::span` of `std::string_view`.
+/// None, one or several strings: `{}`, `"a"`, `{"a", "b"}` up to 16, or a `std::span` of `std::string_view`.
 ///
 /// Lifetime: a view. The call that takes it copies what it needs.
 class string_list
 {
+    static constexpr std::size_t most_listed = 16;
+
 public:
     constexpr string_list() = default;
 
-    template <std::convertible_to<std::string_view> String>
-    constexpr string_list(const String& one) : one_(one), size_(1)
-    {
-    }
-
-    constexpr string_list(std::initializer_list<std::string_view> several)
-        : string_list(std::span(several.begin(), several.size()))
+    // No std::initializer_list: g++ 12 refuses its array in a co_await expression ("array used as initializer").
+    template <std::convertible_to<std::string_view>... Strings>
+        requires(sizeof...(Strings) >= 1 && sizeof...(Strings) <= most_listed)
+    constexpr string_list(const Strings&... strings) : listed_{std::string_view(strings)...}, size_(sizeof...(Strings))
     {
     }
 
@@ -38,10 +37,10 @@ public:
 
     constexpr std::size_t size() const { return size_; }
     constexpr bool empty() const { return size_ == 0; }
-    constexpr std::string_view operator[](std::size_t i) const { return several_ ? several_[i] : one_; }
+    constexpr std::string_view operator[](std::size_t i) const { return several_ ? several_[i] : listed_[i]; }
 
 private:
-    std::string_view one_;
+    std::array<std::string_view, most_listed> listed_;
     const std::string_view* several_ = nullptr;
     std::size_t size_ = 0;
 };

@@ -9,6 +9,7 @@
 #include <upgradeable_streams/upgradeable_stream.hpp>
 
 #include <asio/any_io_executor.hpp>
+#include <asio/associator.hpp>
 #include <asio/awaitable.hpp>
 #include <asio/buffer.hpp>
 #include <asio/co_spawn.hpp>
@@ -35,6 +36,22 @@
 
 namespace upgradeable_streams::detail
 {
+
+struct read_result
+{
+    asio::error_code error;
+    std::size_t size;
+};
+
+/// Resumes the coroutine that awaits a read_result, without an exception for an error.
+struct read_handler
+{
+    using target_type = asio::async_result<asio::use_awaitable_t<>, void(read_result)>::handler_type;
+
+    void operator()(const asio::error_code& error, std::size_t size) { std::move(target)(read_result{error, size}); }
+
+    target_type target;
+};
 
 inline void throw_if(bool condition, errc error)
 {
@@ -252,9 +269,6 @@ protected:
     {
     }
 
-    using read_handler =
-        asio::async_result<asio::use_awaitable_t<>, void(asio::error_code, std::size_t)>::handler_type;
-
     virtual void async_read_some(asio::mutable_buffer buffer, read_handler handler) = 0;
     virtual void async_write(asio::const_buffer buffer) = 0; ///< Calls `written` in the end.
     virtual asio::awaitable<void> start_tls(std::unique_ptr<upgrade_request> request) = 0;
@@ -312,6 +326,7 @@ private:
     bool send_scheduled_ = false;
     bool paused_ = false; ///< Above the high mark, and not yet at the low one again.
     bool write_ended_ = false;
+    bool ending_ = false; ///< While write_eof tells the peer.
     std::size_t high_ = 64 * 1024;
     std::size_t low_ = 16 * 1024;
 };
@@ -464,19 +479,10 @@ inline asio::awaitable<void> connection::receive()
     if (buffer_.size() - end_ < next_receive_)
         buffer_.resize(end_ + next_receive_);
 
-    std::size_t size = 0;
-    std::error_code error;
-    try
-    {
-        size = co_await asio::async_initiate<const asio::use_awaitable_t<>, void(asio::error_code, std::size_t)>(
-            [this](read_handler handler)
-            { async_read_some(asio::buffer(buffer_.data() + end_, next_receive_), std::move(handler)); },
-            asio::use_awaitable);
-    }
-    catch (const std::system_error& e)
-    {
-        error = e.code();
-    }
+    const auto [error, size] = co_await asio::async_initiate<const asio::use_awaitable_t<>, void(read_result)>(
+        [this](read_handler::target_type target)
+        { async_read_some(asio::buffer(buffer_.data() + end_, next_receive_), read_handler{std::move(target)}); },
+        asio::use_awaitable);
     throw_if(closing_, errc::connection_closed);
     if (error == asio::error::eof)
         eof_ = true;
@@ -560,9 +566,12 @@ inline asio::awaitable<void> connection::finish_writing()
     if (is_closing())
         co_return;
     asio::error_code error;
+    ending_ = true;
     co_await shutdown(asio::socket_base::shutdown_send, error);
+    ending_ = false;
     if (error)
         lose(error);
+    changed_->cancel();
 }
 
 inline void connection::close()
@@ -582,6 +591,8 @@ inline asio::awaitable<void> connection::finish()
     try
     {
         co_await flush();
+        while (ending_)
+            co_await wait_change();
         if (reading_)
             cancel_socket();
         while (reading_)
@@ -663,5 +674,19 @@ inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request
 }
 
 } // namespace upgradeable_streams::detail
+
+/// The executor, allocator and cancellation slot of a read_handler are those of its target.
+template <template <typename, typename> class Associator, typename DefaultCandidate>
+struct asio::associator<Associator, upgradeable_streams::detail::read_handler, DefaultCandidate>
+    : Associator<upgradeable_streams::detail::read_handler::target_type, DefaultCandidate>
+{
+    using target = Associator<upgradeable_streams::detail::read_handler::target_type, DefaultCandidate>;
+
+    static typename target::type get(const upgradeable_streams::detail::read_handler& handler,
+                                     const DefaultCandidate& candidate = DefaultCandidate()) noexcept
+    {
+        return target::get(handler.target, candidate);
+    }
+};
 
 #endif

@@ -104,6 +104,12 @@ private:
         ino_t inode;
     };
 
+    struct client
+    {
+        std::weak_ptr<connection> open;
+        bool closed_by_server = false; ///< What its handler then throws is no error.
+    };
+
     /// A place among max_connections.
     class place
     {
@@ -111,7 +117,7 @@ private:
         explicit place(std::shared_ptr<listener> l) : listener_(std::move(l))
         {
             const std::lock_guard lock(listener_->mutex_);
-            self_ = listener_->connections_.emplace(listener_->connections_.end());
+            self_ = listener_->clients_.emplace(listener_->clients_.end());
         }
 
         place(place&& other) noexcept : listener_(std::move(other.listener_)), self_(other.self_) {}
@@ -123,7 +129,7 @@ private:
                 return;
             {
                 const std::lock_guard lock(listener_->mutex_);
-                listener_->connections_.erase(self_);
+                listener_->clients_.erase(self_);
             }
             listener_->notify();
         }
@@ -131,12 +137,18 @@ private:
         void set(const std::shared_ptr<connection>& c)
         {
             const std::lock_guard lock(listener_->mutex_);
-            *self_ = c;
+            self_->open = c;
+        }
+
+        bool closed_by_server() const
+        {
+            const std::lock_guard lock(listener_->mutex_);
+            return self_->closed_by_server;
         }
 
     private:
         std::shared_ptr<listener> listener_;
-        std::list<std::weak_ptr<connection>>::iterator self_;
+        std::list<client>::iterator self_;
     };
 
     static constexpr std::chrono::seconds accept_retry_delay{1};
@@ -144,11 +156,12 @@ private:
     asio::error_code bind(const asio::generic::stream_protocol::endpoint& endpoint);
     asio::error_code bind_all(std::vector<asio::ip::tcp::endpoint> endpoints);
     void notify();
-    bool is_full() const;
+    bool has_room() const;
     connection_settings settings_of_connection() const;
     void report(std::exception_ptr error, const socket_address& peer) const noexcept;
     void remove_socket_file();
 
+    bool start_session(any_socket socket);
     static asio::awaitable<void> accept_loop(std::shared_ptr<listener> self, std::shared_ptr<bound_socket> bound);
     static asio::awaitable<void> session(std::shared_ptr<listener> self, any_socket socket, place p);
 
@@ -162,7 +175,7 @@ private:
     mutable std::mutex mutex_;
     std::shared_ptr<SSL_CTX> swapped_context_;
     std::vector<socket_address> sockets_;
-    std::list<std::weak_ptr<connection>> connections_;
+    std::list<client> clients_;
     bool serving_ = false;
     bool closed_ = false;
 };
@@ -345,9 +358,12 @@ inline void listener::for_each_connection(void (connection::*action)())
     std::vector<std::shared_ptr<connection>> open;
     {
         const std::lock_guard lock(mutex_);
-        for (const auto& weak : connections_)
-            if (auto c = weak.lock())
+        for (client& each : clients_)
+        {
+            each.closed_by_server = true;
+            if (auto c = each.open.lock())
                 open.push_back(std::move(c));
+        }
     }
     for (auto& c : open)
     {
@@ -368,10 +384,10 @@ inline void listener::notify()
                });
 }
 
-inline bool listener::is_full() const
+inline bool listener::has_room() const
 {
     const std::lock_guard lock(mutex_);
-    return connections_.size() >= settings_.max_connections;
+    return clients_.size() < settings_.max_connections;
 }
 
 inline connection_settings listener::settings_of_connection() const
@@ -406,7 +422,7 @@ inline asio::awaitable<void> listener::wait(bool connections_too)
         const auto done = [&]
         {
             const std::lock_guard lock(self->mutex_);
-            return self->closed_ && (!connections_too_ || self->connections_.empty());
+            return self->closed_ && (!connections_too_ || self->clients_.empty());
         };
         while (!done())
         {
@@ -422,29 +438,46 @@ inline asio::awaitable<void> listener::wait(bool connections_too)
 
 inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> self, std::shared_ptr<bound_socket> bound)
 {
-    asio::error_code error;
+    std::optional<any_socket> accepted;
     while (bound->acceptor.is_open())
     {
-        if (self->is_full())
+        asio::error_code error;
+        if (!self->has_room())
         {
             bound->pause.expires_at(asio::steady_timer::time_point::max());
             co_await bound->pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
             continue;
         }
-        any_socket socket = co_await bound->acceptor.async_accept(
-            asio::any_io_executor(asio::make_strand(self->executor_)), asio::redirect_error(asio::use_awaitable, error));
-        if (!error)
+        if (!accepted)
         {
-            const auto executor = socket.get_executor();
-            asio::co_spawn(executor, session(self, std::move(socket), place(self)), asio::detached);
+            const asio::any_io_executor executor = asio::make_strand(self->executor_);
+            accepted.emplace(
+                co_await bound->acceptor.async_accept(executor, asio::redirect_error(asio::use_awaitable, error)));
+            if (!error)
+                continue;
+            accepted.reset();
         }
-        else if (error != asio::error::operation_aborted && error != asio::error::connection_aborted)
+        else if (!self->start_session(*std::exchange(accepted, std::nullopt)))
+            error = asio::error::no_memory;
+        if (error && error != asio::error::operation_aborted && error != asio::error::connection_aborted)
         {
             self->report(std::make_exception_ptr(std::system_error(error, "accept")), {});
             bound->pause.expires_after(accept_retry_delay);
             co_await bound->pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
         }
     }
+}
+
+inline bool listener::start_session(any_socket socket)
+try
+{
+    const auto executor = socket.get_executor();
+    asio::co_spawn(executor, session(shared_from_this(), std::move(socket), place(shared_from_this())), asio::detached);
+    return true;
+}
+catch (const std::bad_alloc&)
+{
+    return false;
 }
 
 inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, any_socket socket, place p)
@@ -468,7 +501,8 @@ inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, a
     }
     catch (...)
     {
-        self->report(std::current_exception(), peer);
+        if (!p.closed_by_server())
+            self->report(std::current_exception(), peer);
     }
     if (c)
         co_await c->wait_closed();
