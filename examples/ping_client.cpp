@@ -51,15 +51,14 @@ asio::awaitable<void> ping(us::stream_reader& reader, us::stream_writer& writer)
     writer.write("PING\n");
     const std::string reply = co_await reader.readline();
     if (reply != "PONG\n")
-        throw std::runtime_error("the server answered PING with \"" + reply + "\"");
+        throw std::runtime_error("the server answered PING with \"" + reply.substr(0, reply.find('\n')) + "\"");
     std::cout << "Received PONG" << std::endl;
 }
 
 asio::awaitable<void> run(const settings& given, asio::ssl::context& ssl)
 {
     std::cout << "Connecting to " << given.host << ":" << given.port << " in plain text" << std::endl;
-    auto [reader, writer] =
-        co_await us::open_connection(given.host, given.port, {.ssl = &ssl, .upgradeable = true});
+    auto [reader, writer] = co_await us::open_connection(given.host, given.port, {.ssl = &ssl, .upgradeable = true});
     std::cout << "TLS version: " << writer.get_extra_info<"version">().value_or("none yet") << std::endl;
     co_await ping(reader, writer);
 
@@ -86,7 +85,12 @@ try
         return (std::cout << usage), EXIT_SUCCESS;
     asio::io_context io;
     asio::ssl::context ssl = us::create_client_context({.ca_file = given->ca});
-    asio::co_spawn(io, run(*given, ssl), [](std::exception_ptr e) { if (e) std::rethrow_exception(e); });
+    asio::co_spawn(io, run(*given, ssl),
+                   [](std::exception_ptr e)
+                   {
+                       if (e)
+                           std::rethrow_exception(e);
+                   });
     io.run();
     return EXIT_SUCCESS;
 }

@@ -50,6 +50,8 @@ std::optional<settings> parse(int argc, char** argv)
             throw std::invalid_argument(std::string(argv[i]) + " is unknown or lacks a value; see --help");
         *option->second = argv[i + 1];
     }
+    if (parsed.handshake_timeout.find_first_not_of("0123456789") != std::string::npos)
+        throw std::invalid_argument("--handshake-timeout takes a number of seconds; see --help");
     return parsed;
 }
 
@@ -73,19 +75,18 @@ asio::awaitable<void> handle(us::stream_reader reader, us::stream_writer writer)
             writer.write("ERROR unknown command\n");
         co_await writer.drain();
     }
-    writer.close();
-    co_await writer.wait_closed();
     std::cout << peer << " left" << std::endl;
 }
 
 asio::awaitable<void> serve(const settings& given, asio::ssl::context& ssl, asio::signal_set& signals)
 {
-    const us::server_options options = {
-        .ssl = &ssl,
-        .upgradeable = true,
-        .ssl_handshake_timeout = std::chrono::seconds(std::atoi(given.handshake_timeout.c_str()))};
+    const us::server_options options = {.ssl = &ssl,
+                                        .upgradeable = true,
+                                        .ssl_handshake_timeout =
+                                            std::chrono::seconds(std::atol(given.handshake_timeout.c_str()))};
     us::server server = co_await us::start_server(handle, given.host, given.port, options);
-    std::cout << "listening on " << given.host << ":" << server.sockets().front().port << std::endl;
+    const std::string host = given.host.find(':') == given.host.npos ? given.host : "[" + given.host + "]";
+    std::cout << "listening on " << host << ":" << server.sockets().front().port << std::endl;
     co_await signals.async_wait(asio::use_awaitable);
     server.close();
     server.close_clients();
@@ -102,7 +103,12 @@ try
     asio::signal_set signals(io, SIGINT, SIGTERM);
     asio::ssl::context ssl = us::create_server_context(
         {.identity = {.certificate_chain_file = given->certificate, .private_key_file = given->key}});
-    asio::co_spawn(io, serve(*given, ssl, signals), [](std::exception_ptr e) { if (e) std::rethrow_exception(e); });
+    asio::co_spawn(io, serve(*given, ssl, signals),
+                   [](std::exception_ptr e)
+                   {
+                       if (e)
+                           std::rethrow_exception(e);
+                   });
     io.run();
     return EXIT_SUCCESS;
 }

@@ -3,6 +3,8 @@
 #ifndef UPGRADEABLE_STREAMS_HPP
 #define UPGRADEABLE_STREAMS_HPP
 
+#include <upgradeable_streams/callable_view.hpp>
+#include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/open_connection.hpp>
 #include <upgradeable_streams/start_server.hpp>

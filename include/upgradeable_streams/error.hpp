@@ -168,12 +168,14 @@ private:
     {
         std::string text = "cannot connect to " + target;
         const char* separator = " (";
+        if (attempts.empty() || attempts.front().address == target)
+            return text;
         for (const auto& [address, error] : attempts)
         {
             text += separator + address + ": " + error.message();
             separator = "; ";
         }
-        return attempts.empty() ? text : text + ")";
+        return text + ")";
     }
 
     std::vector<attempt> attempts_;

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_PORT_NUMBER_HPP
 #define UPGRADEABLE_STREAMS_PORT_NUMBER_HPP
 
+#include <algorithm>
 #include <concepts>
 #include <cstdint>
 #include <stdexcept>
@@ -34,11 +35,23 @@ public:
     {
         if (service_.empty())
             throw std::invalid_argument("the service name must not be empty");
+        if (getaddrinfo_takes_it_for_another(service_))
+            throw std::invalid_argument("a port is a number from 0 to 65535, or a service name");
     }
 
     std::string to_string() const { return service_.empty() ? std::to_string(number_) : std::string(service_); }
 
 private:
+    /// glibc reads "65536" as 0, "-1" as 65535 and " 25" as 25.
+    static constexpr bool getaddrinfo_takes_it_for_another(std::string_view service)
+    {
+        constexpr std::string_view digits = "0123456789";
+        if (service.find_first_not_of(digits) != service.npos)
+            return service.find_first_of("+- \t\n\v\f\r") == 0;
+        service.remove_prefix(std::min(service.find_first_not_of('0'), service.size()));
+        return service.size() > 5 || (service.size() == 5 && service > "65535");
+    }
+
     std::string_view service_;
     std::uint16_t number_ = 0;
 };

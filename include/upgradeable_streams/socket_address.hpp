@@ -1,5 +1,5 @@
 /// @file
-/// The address of one end of a connection, as text.
+/// Addresses: their families, and that of one end of a connection as text.
 #ifndef UPGRADEABLE_STREAMS_SOCKET_ADDRESS_HPP
 #define UPGRADEABLE_STREAMS_SOCKET_ADDRESS_HPP
 
@@ -16,6 +16,13 @@
 
 namespace upgradeable_streams
 {
+
+enum class ip_family
+{
+    any,
+    v4,
+    v6
+};
 
 /// An IP address and port, or the path of a Unix domain socket (with port 0; empty when it is not bound).
 struct socket_address

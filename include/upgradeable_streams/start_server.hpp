@@ -3,9 +3,9 @@
 #ifndef UPGRADEABLE_STREAMS_START_SERVER_HPP
 #define UPGRADEABLE_STREAMS_START_SERVER_HPP
 
+#include <upgradeable_streams/callable_view.hpp>
 #include <upgradeable_streams/detail/listener.hpp>
 #include <upgradeable_streams/error.hpp>
-#include <upgradeable_streams/open_connection.hpp>
 #include <upgradeable_streams/port_number.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
@@ -32,39 +32,15 @@
 namespace upgradeable_streams
 {
 
-/// What a server calls for each connection; runs on the connection's own strand. Called from several threads at once
-/// when the io_context has several.
-using connection_handler = std::function<asio::awaitable<void>(stream_reader, stream_writer)>;
+/// What a server runs for each connection, on the connection's own strand; called from several threads at once when
+/// the io_context has several.
+using connection_handler = callable_view<asio::awaitable<void>(stream_reader, stream_writer)>;
 
-/// What a server calls with what a handler, a handshake or an accept threw; the address is the peer's, empty for
+/// What a server calls with what a handler, a handshake or an accept threw, and the peer's address, which is empty for
 /// an accept. Called from several threads at once when the io_context has several; what it throws is dropped.
-using server_error_handler = std::function<void(std::exception_ptr, const socket_address&)>;
+using server_error_handler = callable_view<void(std::exception_ptr, const socket_address&)>;
 
-/// Any callable with the signature of server_error_handler; start_server copies it.
-class error_handler_view
-{
-public:
-    using function = void (*)(std::exception_ptr, const socket_address&);
-
-    error_handler_view() = default;
-    error_handler_view(function handler) : function_(handler) {}
-
-    template <typename Handler>
-        requires std::is_object_v<Handler> && std::invocable<Handler&, std::exception_ptr, const socket_address&>
-    error_handler_view(const Handler& handler)
-        : handler_(&handler),
-          copy_([](const void* h) { return server_error_handler(*static_cast<const Handler*>(h)); })
-    {
-    }
-
-    server_error_handler copy() const { return copy_ ? copy_(handler_) : server_error_handler(function_); }
-
-private:
-    function function_ = nullptr;
-    const void* handler_ = nullptr;
-    server_error_handler (*copy_)(const void*) = nullptr;
-};
-
+/// Options of start_server and start_unix_server.
 struct server_options
 {
     /// TLS from the first byte, or with `upgradeable` when the handler calls start_tls.
@@ -93,7 +69,7 @@ struct server_options
     std::size_t max_handshakes = 1'000;
 
     /// Writes a line to std::clog unless given.
-    error_handler_view error_handler = {};
+    server_error_handler error_handler = {};
 };
 
 static_assert(std::is_trivially_destructible_v<server_options>);
@@ -102,13 +78,17 @@ static_assert(std::is_trivially_destructible_v<server_options>);
 /// goes, listening ends as if by close.
 ///
 /// Concurrency: every member may be called from any thread, the handlers' included.
-class server
+class [[nodiscard]] server
 {
 public:
-    /// Begins to listen and accept; does nothing when that was done. Errors: std::system_error.
+    /// Begins to listen and accept; does nothing when that was done.
+    ///
+    /// Errors: std::system_error; errc::connection_closed for a server that was closed.
     void start_serving() { handle_->listener->start_serving(); }
 
-    /// Serves until `close` is called. Cancellation: closes the server.
+    /// Begins to listen unless that was done, and serves until `close` is called.
+    ///
+    /// Errors: as start_serving. Cancellation: closes the server.
     asio::awaitable<void> serve_forever() { return serve_forever(handle_); }
 
     /// Stops listening; connections go on. The file of a Unix domain socket is removed.
@@ -120,7 +100,7 @@ public:
     /// Closes each connection at once; what was queued is lost.
     void abort_clients() { handle_->listener->for_each_connection(&detail::connection::abort); }
 
-    /// Waits until the server is closed and so is every connection.
+    /// Waits until the server is closed and so is every connection. Cancellation: changes nothing.
     asio::awaitable<void> wait_closed() { return wait_closed(handle_); }
 
     bool is_serving() const { return handle_->listener->is_serving(); }
@@ -143,13 +123,14 @@ private:
         handle& operator=(const handle&) = delete;
 
         ~handle()
-        try
         {
-            listener->close();
-        }
-        catch (...)
-        {
-            return;
+            try
+            {
+                listener->close();
+            }
+            catch (...)
+            {
+            }
         }
 
         std::shared_ptr<detail::listener> listener;
@@ -161,8 +142,8 @@ private:
 
     static detail::listener_settings make_settings(connection_handler handler, const server_options& options);
     static asio::awaitable<server> start(detail::listener_settings settings, std::vector<std::string> hosts,
-                                         std::string service, ip_family family);
-    static asio::awaitable<server> start_unix(detail::listener_settings settings, std::string path);
+                                         std::string service, ip_family family, bool serving);
+    static asio::awaitable<server> start_unix(detail::listener_settings settings, std::string path, bool serving);
     static asio::awaitable<void> serve_forever(std::shared_ptr<handle> h);
     static asio::awaitable<void> wait_closed(std::shared_ptr<handle> h);
 
@@ -171,8 +152,8 @@ private:
 
 /// Listens on a host, several, or for `{}` on all interfaces (asyncio.start_server); port 0 picks one port for all.
 ///
-/// Effects: a handler that throws is reported to the error handler; when a handler's reader and writer are gone, its
-/// connection is closed as stream_writer::close does. Errors of accepting, EMFILE among them, are reported, and
+/// Effects: when a handler returns, its connection is closed as stream_writer::close does, whoever still holds the reader
+/// or writer; one that throws is reported to the error handler too. Errors of accepting, EMFILE among them, are reported, and
 /// accepting goes on within a second. TCP_NODELAY is set.
 ///
 /// Errors: std::invalid_argument at the call for options that make no sense, `upgradeable` without `ssl` among them;
@@ -185,8 +166,8 @@ inline asio::awaitable<server> start_server(connection_handler handler, string_l
         owned.emplace_back(hosts[i]);
     if (owned.empty())
         owned.emplace_back();
-    return server::start(server::make_settings(std::move(handler), options), std::move(owned), port.to_string(),
-                         options.family);
+    return server::start(server::make_settings(handler, options), std::move(owned), port.to_string(),
+                         options.family, options.start_serving);
 }
 
 /// Listens on a Unix domain socket (asyncio.start_unix_server).
@@ -201,60 +182,48 @@ inline asio::awaitable<server> start_unix_server(connection_handler handler, std
         throw std::invalid_argument("family, reuse_port and keep_alive are for TCP");
     if (path.empty())
         throw std::invalid_argument("the path of a Unix domain socket must not be empty");
-    return server::start_unix(server::make_settings(std::move(handler), options), std::string(path));
+    return server::start_unix(server::make_settings(handler, options), std::string(path), options.start_serving);
 }
 
 inline detail::listener_settings server::make_settings(connection_handler handler, const server_options& options)
 {
-    if (!handler)
+    auto copied_handler = handler.copy();
+    if (!copied_handler)
         throw std::invalid_argument("a server needs a handler");
     if (options.backlog <= 0)
         throw std::invalid_argument("backlog must be greater than zero");
     if (options.max_connections == 0 || options.max_handshakes == 0)
         throw std::invalid_argument("max_connections and max_handshakes must be greater than zero");
-    connection_options of_connection;
-    of_connection.ssl = options.ssl;
-    of_connection.upgradeable = options.upgradeable;
-    of_connection.limit = options.limit;
-    of_connection.ssl_handshake_timeout = options.ssl_handshake_timeout;
-    of_connection.ssl_shutdown_timeout = options.ssl_shutdown_timeout;
-    of_connection.suppress_ragged_eofs = options.suppress_ragged_eofs;
-    of_connection.role = tls_role::server;
-
-    detail::listener_settings made;
-    made.handler = std::move(handler);
-    made.error_handler = options.error_handler.copy();
-    made.connection = detail::make_settings(of_connection, {});
-    made.connection.handshakes = std::make_shared<detail::handshake_limit>(options.max_handshakes);
-    made.tls_at_once = options.ssl && !options.upgradeable;
-    made.start_serving = options.start_serving;
-    made.backlog = options.backlog;
-    made.reuse_address = options.reuse_address;
-    made.reuse_port = options.reuse_port;
-    made.keep_alive = options.keep_alive;
-    made.max_connections = options.max_connections;
-    return made;
+    auto connection = detail::make_settings(options, tls_role::server, {});
+    connection.handshakes = std::make_shared<detail::handshake_limit>(options.max_handshakes);
+    return {.handler = std::move(copied_handler),
+            .error_handler = options.error_handler.copy(),
+            .connection = std::move(connection),
+            .tls_at_once = options.ssl && !options.upgradeable,
+            .backlog = options.backlog,
+            .reuse_address = options.reuse_address,
+            .reuse_port = options.reuse_port,
+            .keep_alive = options.keep_alive,
+            .max_connections = options.max_connections};
 }
 
 inline asio::awaitable<server> server::start(detail::listener_settings settings, std::vector<std::string> hosts,
-                                             std::string service, ip_family family)
+                                             std::string service, ip_family family, bool serving)
 {
     const auto executor = co_await asio::this_coro::executor;
-    const bool at_once = settings.start_serving;
     server made(std::make_shared<detail::listener>(executor, std::move(settings)));
     co_await made.handle_->listener->bind(std::move(hosts), std::move(service), family);
-    if (at_once)
+    if (serving)
         made.start_serving();
     co_return made;
 }
 
-inline asio::awaitable<server> server::start_unix(detail::listener_settings settings, std::string path)
+inline asio::awaitable<server> server::start_unix(detail::listener_settings settings, std::string path, bool serving)
 {
     const auto executor = co_await asio::this_coro::executor;
-    const bool at_once = settings.start_serving;
     server made(std::make_shared<detail::listener>(executor, std::move(settings)));
     made.handle_->listener->bind_unix(path);
-    if (at_once)
+    if (serving)
         made.start_serving();
     co_return made;
 }

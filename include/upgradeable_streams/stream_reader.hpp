@@ -36,14 +36,15 @@ std::pair<stream_reader, stream_writer> make_pair(std::shared_ptr<connection> c)
 /// Errors, of every read: errc::operation_in_progress while another read is pending; errc::upgrade_in_progress while
 /// start_tls runs, errc::connection_upgraded afterwards; errc::connection_closed after close; the reason of a broken
 /// connection, asio::ssl::error::stream_truncated when TLS ended without a close_notify. Bytes that came before such
-/// an error are delivered by `read` first.
+/// an error are delivered by `read(size)` first.
 ///
 /// Cancellation: a cancelled read throws asio::error::operation_aborted and loses nothing; the next read goes on.
 ///
 /// Concurrency: a connection's handles are used on the executor of the coroutine that obtained them.
 ///
 /// Lifetime: handles are cheap to copy and may be assigned or destroyed while an operation runs. When the last reader
-/// or writer of a connection goes, it is closed as if by stream_writer::close.
+/// or writer of a connection goes, it is closed as if by stream_writer::close. Like Asio's own objects, handles must
+/// not outlive the io_context.
 class stream_reader
 {
 public:
@@ -64,7 +65,7 @@ public:
     ///
     /// Errors: std::invalid_argument for no or an empty separator; incomplete_read_error at the end of the stream;
     /// limit_overrun_error when the limit is passed, with the data still in the buffer.
-    asio::awaitable<std::string> readuntil(string_list separators)
+    asio::awaitable<std::string> readuntil(string_list separators = "\n")
     {
         return read_match(handle_, several(separators), kind::record);
     }
@@ -84,7 +85,11 @@ public:
         return handle_->connection()->at_eof();
     }
 
-    bool is_tls() const { return handle_->connection()->is_tls(); }
+    bool is_tls() const
+    {
+        handle_->check_epoch();
+        return handle_->connection()->is_tls();
+    }
 
 private:
     friend std::pair<stream_reader, stream_writer> detail::make_pair(std::shared_ptr<detail::connection>);

@@ -65,7 +65,7 @@ public:
     }
 
     /// Queues several pieces as if joined.
-    template <std::ranges::input_range Pieces>
+    template <std::ranges::input_range Pieces = std::initializer_list<std::string_view>>
         requires std::convertible_to<std::ranges::range_reference_t<Pieces>, std::string_view>
     void writelines(Pieces&& pieces)
     {
@@ -73,13 +73,7 @@ public:
             write(piece);
     }
 
-    void writelines(std::initializer_list<std::string_view> pieces)
-    {
-        for (const std::string_view piece : pieces)
-            write(piece);
-    }
-
-    /// Waits while more than the high mark is queued, until the low mark is reached.
+    /// Waits while more than the high mark is queued, until the low mark is reached. Cancellation: changes nothing.
     asio::awaitable<void> drain() { return drain(handle_); }
 
     /// Errors: std::invalid_argument unless high >= low.
@@ -109,6 +103,7 @@ public:
     /// False for TLS 1.2, where the answer to a close_notify is to close (RFC 5246 section 7.2.1).
     bool can_write_eof() const
     {
+        handle_->check_epoch();
         return !handle_->connection()->is_tls() || SSL_version(handle_->connection()->ssl()) >= TLS1_3_VERSION;
     }
 
@@ -120,11 +115,15 @@ public:
         handle_->connection()->close();
     }
 
-    bool is_closing() const { return handle_->connection()->is_closing(); }
+    bool is_closing() const
+    {
+        handle_->check_epoch();
+        return handle_->connection()->is_closing();
+    }
 
     /// Waits until the connection is closed.
     ///
-    /// Errors: the reason, when the connection was lost before all was sent.
+    /// Errors: the reason, when the connection was lost before all was sent. Cancellation: changes nothing.
     asio::awaitable<void> wait_closed() { return wait_closed(handle_); }
 
     /// Sends what is queued in plain text, then upgrades the connection to TLS.
@@ -158,6 +157,7 @@ public:
     template <extra_info_name Name>
     auto get_extra_info() const
     {
+        handle_->check_epoch();
         detail::connection& c = **handle_;
         constexpr bool of_tls = Name == "version" || Name == "cipher" || Name == "alpn_protocol" || Name == "peercert";
         if constexpr (Name == "peername")

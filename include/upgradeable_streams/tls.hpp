@@ -1,7 +1,9 @@
 /// @file
-/// What an upgrade is asked for (role, options) and what can be told of it afterwards (session, certificate).
+/// What an upgrade is asked for (role, options), and what can be told of it afterwards (session).
 #ifndef UPGRADEABLE_STREAMS_TLS_HPP
 #define UPGRADEABLE_STREAMS_TLS_HPP
+
+#include <upgradeable_streams/certificate.hpp>
 
 #include <asio/ip/address.hpp>
 #include <asio/ssl/context.hpp>
@@ -10,8 +12,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <ctime>
 #include <memory>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -58,32 +60,6 @@ struct tls_options
 
 static_assert(std::is_trivially_destructible_v<tls_options>);
 
-/// An X.509 certificate; copies share it.
-class certificate
-{
-public:
-    /// Takes a reference of its own to `x509`, which must not be null.
-    explicit certificate(X509* x509) : x509_((X509_up_ref(x509), x509), X509_free) {}
-
-    X509* native_handle() const noexcept { return x509_.get(); }
-
-    /// The distinguished name in the form of RFC 2253, as in `CN=localhost`.
-    std::string subject() const { return text(X509_get_subject_name(x509_.get())); }
-    std::string issuer() const { return text(X509_get_issuer_name(x509_.get())); }
-
-    std::chrono::system_clock::time_point not_before() const { return time(X509_get0_notBefore(x509_.get())); }
-    std::chrono::system_clock::time_point not_after() const { return time(X509_get0_notAfter(x509_.get())); }
-
-    /// The DNS names and IP addresses that the certificate is for, as in `DNS:localhost` and `IP Address:127.0.0.1`.
-    std::vector<std::string> subject_alt_names() const;
-
-private:
-    static std::string text(const X509_NAME* name);
-    static std::chrono::system_clock::time_point time(const ASN1_TIME* value);
-
-    std::shared_ptr<X509> x509_;
-};
-
 struct cipher_info
 {
     std::string name;     ///< As in TLS_AES_256_GCM_SHA384.
@@ -107,18 +83,6 @@ struct tls_session
 
 namespace detail
 {
-
-struct openssl_delete
-{
-    void operator()(SSL* p) const noexcept { SSL_free(p); }
-    void operator()(SSL_CTX* p) const noexcept { SSL_CTX_free(p); }
-    void operator()(GENERAL_NAMES* p) const noexcept { GENERAL_NAMES_free(p); }
-    void operator()(BIO* p) const noexcept { BIO_free(p); }
-    void operator()(unsigned char* p) const noexcept { OPENSSL_free(p); }
-};
-
-template <class T>
-using openssl_ptr = std::unique_ptr<T, openssl_delete>;
 
 /// The ALPN protocols of a context made by this library, in wire format (RFC 7301 section 3.1), kept in the SSL_CTX.
 inline int alpn_index()
@@ -178,63 +142,6 @@ inline std::shared_ptr<SSL_CTX> share(asio::ssl::context& context)
 
 } // namespace detail
 
-inline std::vector<std::string> certificate::subject_alt_names() const
-{
-    std::vector<std::string> names;
-    const detail::openssl_ptr<GENERAL_NAMES> all(
-        static_cast<GENERAL_NAMES*>(X509_get_ext_d2i(x509_.get(), NID_subject_alt_name, nullptr, nullptr)));
-    for (int i = 0; all && i < sk_GENERAL_NAME_num(all.get()); ++i)
-    {
-        const GENERAL_NAME* name = sk_GENERAL_NAME_value(all.get(), i);
-        if (name->type == GEN_DNS)
-        {
-            unsigned char* utf8 = nullptr;
-            const int size = ASN1_STRING_to_UTF8(&utf8, name->d.dNSName);
-            const detail::openssl_ptr<unsigned char> owner(utf8);
-            if (size >= 0)
-                names.push_back("DNS:" + std::string(reinterpret_cast<const char*>(utf8), std::size_t(size)));
-        }
-        else if (name->type == GEN_IPADD)
-        {
-            const unsigned char* bytes = ASN1_STRING_get0_data(name->d.iPAddress);
-            const int size = ASN1_STRING_length(name->d.iPAddress);
-            asio::ip::address_v4::bytes_type v4;
-            asio::ip::address_v6::bytes_type v6;
-            if (size == int(v4.size()))
-            {
-                std::copy_n(bytes, v4.size(), v4.begin());
-                names.push_back("IP Address:" + asio::ip::address_v4(v4).to_string());
-            }
-            else if (size == int(v6.size()))
-            {
-                std::copy_n(bytes, v6.size(), v6.begin());
-                names.push_back("IP Address:" + asio::ip::address_v6(v6).to_string());
-            }
-        }
-    }
-    return names;
-}
-
-inline std::string certificate::text(const X509_NAME* name)
-{
-    const detail::openssl_ptr<BIO> out(BIO_new(BIO_s_mem()));
-    char* data = nullptr;
-    if (!out || X509_NAME_print_ex(out.get(), name, 0, XN_FLAG_RFC2253) < 0)
-        return {};
-    const long size = BIO_get_mem_data(out.get(), &data);
-    return {data, std::size_t(size)};
-}
-
-inline std::chrono::system_clock::time_point certificate::time(const ASN1_TIME* value)
-{
-    int days = 0;
-    int seconds = 0;
-    const std::time_t epoch = 0;
-    const std::unique_ptr<ASN1_TIME, void (*)(ASN1_TIME*)> zero(ASN1_TIME_set(nullptr, epoch), ASN1_TIME_free);
-    ASN1_TIME_diff(&days, &seconds, zero.get(), value);
-    return std::chrono::system_clock::time_point() + std::chrono::hours(24) * days + std::chrono::seconds(seconds);
-}
-
 inline tls_session::tls_session(SSL* ssl)
     : version(SSL_get_version(ssl)), verify_result(SSL_get_verify_result(ssl)),
       session_reused(SSL_session_reused(ssl) == 1)
@@ -262,6 +169,8 @@ inline server_identity server_identity::parse(std::string_view given)
     { throw std::invalid_argument("server_hostname \"" + std::string(given) + "\" " + reason); };
 
     std::string_view name = given;
+    if (name.ends_with('.'))
+        name.remove_suffix(1);
     if (name.size() > 2 && name.front() == '[' && name.back() == ']')
         name = name.substr(1, name.size() - 2);
     const std::string_view unscoped = name.substr(0, name.find('%'));
@@ -270,8 +179,6 @@ inline server_identity server_identity::parse(std::string_view given)
     if (!not_an_address && name.find('\0') == name.npos)
         return {address.to_string(), true};
 
-    if (name.ends_with('.'))
-        name.remove_suffix(1);
     if (name.empty())
         refuse("is empty: any certificate would match");
     if (name.front() == '.')

@@ -14,7 +14,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <filesystem>
 #include <memory>
 #include <stdexcept>
@@ -53,6 +52,7 @@ struct server_context_options
     string_list alpn_protocols = {};        ///< In order of preference.
 };
 
+static_assert(std::is_trivially_destructible_v<key_pair_options>);
 static_assert(std::is_trivially_destructible_v<client_context_options>);
 static_assert(std::is_trivially_destructible_v<server_context_options>);
 
@@ -123,17 +123,28 @@ inline void load_key_pair(SSL_CTX* context, const key_pair_options& options)
                                 quoted("private key file", key) +
                                     " can be read by others; chmod 600 it, or set allow_readable_private_key");
 
-    std::string_view password = options.private_key_password;
+    struct question
+    {
+        std::string_view password;
+        bool asked = false;
+    } password = {options.private_key_password};
     SSL_CTX_set_default_passwd_cb_userdata(context, &password);
-    SSL_CTX_set_default_passwd_cb(context, [](char* out, int size, int, void* user) -> int {
-        const auto& given = *static_cast<const std::string_view*>(user);
-        if (given.empty() || given.size() > std::size_t(size))
-            return -1;
-        return int(given.copy(out, given.size()));
-    });
+    SSL_CTX_set_default_passwd_cb(context,
+                                  [](char* out, int size, int, void* user) -> int
+                                  {
+                                      auto& [given, asked] = *static_cast<question*>(user);
+                                      asked = true;
+                                      if (given.empty() || given.size() > std::size_t(size))
+                                          return -1;
+                                      return int(given.copy(out, given.size()));
+                                  });
     const bool loaded = SSL_CTX_use_PrivateKey_file(context, key.c_str(), SSL_FILETYPE_PEM);
     SSL_CTX_set_default_passwd_cb(context, nullptr);
     SSL_CTX_set_default_passwd_cb_userdata(context, nullptr);
+    if (!loaded && password.asked)
+        throw_openssl_error(quoted("private key file", key) + (options.private_key_password.empty()
+                                                                   ? " is encrypted; give private_key_password"
+                                                                   : ": private_key_password does not open it"));
     if (!loaded || !SSL_CTX_check_private_key(context))
         throw_openssl_error(quoted("private key file", key) + " for " + quoted("certificate", certificate));
 }

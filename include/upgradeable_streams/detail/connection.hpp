@@ -3,10 +3,12 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_CONNECTION_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_CONNECTION_HPP
 
+#include <upgradeable_streams/detail/handshake_limit.hpp>
+#include <upgradeable_streams/detail/stream_state.hpp>
+#include <upgradeable_streams/detail/wait.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 #include <upgradeable_streams/tls.hpp>
-#include <upgradeable_streams/upgradeable_stream.hpp>
 
 #include <asio/any_io_executor.hpp>
 #include <asio/associator.hpp>
@@ -16,17 +18,16 @@
 #include <asio/detached.hpp>
 #include <asio/post.hpp>
 #include <asio/redirect_error.hpp>
+#include <asio/socket_base.hpp>
+#include <asio/ssl/error.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>
 #include <asio/use_awaitable.hpp>
-#include <asio/write.hpp>
 
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
-#include <list>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -59,83 +60,6 @@ inline void throw_if(bool condition, errc error)
         throw std::system_error(error);
 }
 
-/// Lets so many handshakes run at once; the others wait their turn. Safe to share between strands.
-class handshake_limit
-{
-public:
-    explicit handshake_limit(std::size_t most) : free_(most) {}
-
-    /// A place in the queue, and once `try_enter` has said so, among those that run.
-    class place
-    {
-    public:
-        place(std::shared_ptr<handshake_limit> limit, asio::any_io_executor executor, std::weak_ptr<asio::steady_timer> wake)
-            : limit_(std::move(limit)), waiter_{std::move(executor), std::move(wake)}
-        {
-            const std::lock_guard lock(limit_->mutex_);
-            limit_->waiting_.push_back(&waiter_);
-        }
-
-        ~place()
-        {
-            const std::lock_guard lock(limit_->mutex_);
-            if (running_)
-                ++limit_->free_;
-            else
-                limit_->waiting_.remove(&waiter_);
-            limit_->wake_first();
-        }
-
-        place(const place&) = delete;
-        place& operator=(const place&) = delete;
-
-        bool try_enter()
-        {
-            const std::lock_guard lock(limit_->mutex_);
-            if (limit_->free_ == 0 || limit_->waiting_.front() != &waiter_)
-                return false;
-            limit_->waiting_.pop_front();
-            --limit_->free_;
-            limit_->wake_first();
-            return running_ = true;
-        }
-
-    private:
-        friend handshake_limit;
-
-        struct waiter
-        {
-            asio::any_io_executor executor;
-            std::weak_ptr<asio::steady_timer> wake;
-        };
-
-        std::shared_ptr<handshake_limit> limit_;
-        waiter waiter_;
-        bool running_ = false;
-    };
-
-private:
-    void wake_first() noexcept
-    try
-    {
-        if (free_ == 0 || waiting_.empty())
-            return;
-        asio::post(waiting_.front()->executor,
-                   [wake = waiting_.front()->wake]
-                   {
-                       if (const auto timer = wake.lock())
-                           timer->cancel();
-                   });
-    }
-    catch (...)
-    {
-    }
-
-    std::mutex mutex_;
-    std::size_t free_;
-    std::list<place::waiter*> waiting_;
-};
-
 /// Options of a connection, owned.
 struct connection_settings
 {
@@ -143,6 +67,27 @@ struct connection_settings
     std::size_t limit = 64 * 1024;
     std::shared_ptr<handshake_limit> handshakes;
 };
+
+/// Checks and owns what connection_options and server_options have in common.
+template <typename Options>
+connection_settings make_settings(const Options& options, tls_role role, std::string_view server_hostname)
+{
+    if (options.upgradeable && !options.ssl)
+        throw std::invalid_argument("upgradeable needs ssl: the context to upgrade with");
+    if (options.limit == 0)
+        throw std::invalid_argument("limit must be greater than zero");
+    connection_settings made;
+    made.limit = options.limit;
+    made.tls.apply({.ssl = options.ssl,
+                    .role = role,
+                    .handshake_timeout = options.ssl_handshake_timeout,
+                    .shutdown_timeout = options.ssl_shutdown_timeout,
+                    .suppress_ragged_eofs = options.suppress_ragged_eofs});
+    made.tls.server_hostname = server_hostname;
+    if (options.ssl)
+        made.tls.make_ssl();
+    return made;
+}
 
 /// A connection whose kind of socket has been forgotten.
 ///
@@ -273,6 +218,7 @@ protected:
     virtual void async_write(asio::const_buffer buffer) = 0; ///< Calls `written` in the end.
     virtual asio::awaitable<void> start_tls(std::unique_ptr<upgrade_request> request) = 0;
     virtual asio::awaitable<void> shutdown(asio::socket_base::shutdown_type what, asio::error_code& error) = 0;
+    virtual std::size_t unread() = 0; ///< Bytes that the operating system holds.
     virtual void cancel_socket() = 0;
     virtual void close_socket() = 0;
 
@@ -295,11 +241,12 @@ private:
         throw_if(closed_, errc::connection_closed);
     }
 
+    asio::awaitable<read_result> read_some(asio::mutable_buffer buffer);
     std::size_t queued() const { return queue_.size() + sending_.size(); }
     void schedule_send();
     void send();
     void lose(const std::error_code& reason);
-    asio::awaitable<void> wait_change();
+    asio::awaitable<void> wait_change() { return wait(*changed_); }
     asio::awaitable<void> flush();
     asio::awaitable<void> finish_writing();
     asio::awaitable<void> finish();
@@ -329,71 +276,6 @@ private:
     bool ending_ = false; ///< While write_eof tells the peer.
     std::size_t high_ = 64 * 1024;
     std::size_t low_ = 16 * 1024;
-};
-
-/// A connection over an upgradeable_stream.
-template <typename Socket>
-class stream_connection final : public connection
-{
-public:
-    stream_connection(Socket socket, const connection_settings& settings)
-        : connection(socket.get_executor(), settings), stream_(std::move(socket), settings.tls)
-    {
-        asio::error_code error;
-        auto& lowest = stream_.lowest_layer();
-        if (const auto peer = lowest.remote_endpoint(error); !error)
-            peername_.emplace(peer);
-        if (const auto own = lowest.local_endpoint(error); !error)
-            sockname_.emplace(own);
-    }
-
-    asio::any_io_executor get_executor() override { return stream_.get_executor(); }
-    SSL* ssl() const override { return stream_.native_handle(); }
-    bool is_tls() const override { return stream_.is_tls(); }
-    const tls_settings& settings() const override { return stream_.state_->settings; }
-
-    std::optional<int> native_socket() override
-    {
-        auto& lowest = stream_.lowest_layer();
-        return lowest.is_open() ? std::optional<int>(lowest.native_handle()) : std::nullopt;
-    }
-
-private:
-    void async_read_some(asio::mutable_buffer buffer, read_handler handler) override
-    {
-        stream_.async_read_some(buffer, std::move(handler));
-    }
-
-    void async_write(asio::const_buffer buffer) override
-    {
-        asio::async_write(stream_, buffer,
-                          [self = std::static_pointer_cast<stream_connection>(shared_from_this())](
-                              const asio::error_code& error, std::size_t) { self->written(error); });
-    }
-
-    asio::awaitable<void> start_tls(std::unique_ptr<upgrade_request> request) override
-    {
-        return stream_.await_upgrade(stream_.state_, std::move(request));
-    }
-
-    asio::awaitable<void> shutdown(asio::socket_base::shutdown_type what, asio::error_code& error) override
-    {
-        return stream_.async_shutdown({.what = what}, asio::redirect_error(asio::use_awaitable, error));
-    }
-
-    void cancel_socket() override
-    {
-        asio::error_code ignored;
-        stream_.lowest_layer().cancel(ignored);
-    }
-
-    void close_socket() override
-    {
-        asio::error_code ignored;
-        stream_.lowest_layer().close(ignored);
-    }
-
-    upgradeable_stream<Socket> stream_;
 };
 
 /// What a reader and its writer hold together; when the last handle goes, the connection is closed.
@@ -444,8 +326,10 @@ public:
             [timer = std::weak_ptr(timer_), weak = c.weak_from_this(), reason](const asio::error_code& error)
             {
                 const auto self = weak.lock();
-                if (!error && !timer.expired() && self)
-                    self->lose(reason), self->abort();
+                if (error || timer.expired() || !self)
+                    return;
+                self->lose(reason);
+                self->abort();
             });
     }
 
@@ -455,15 +339,6 @@ public:
 private:
     std::shared_ptr<asio::steady_timer> timer_;
 };
-
-inline asio::awaitable<void> connection::wait_change()
-{
-    asio::error_code ignored;
-    co_await changed_->async_wait(asio::redirect_error(asio::use_awaitable, ignored));
-    const auto cancellation = co_await asio::this_coro::cancellation_state;
-    if (cancellation.cancelled() != asio::cancellation_type::none)
-        throw std::system_error(asio::error::operation_aborted);
-}
 
 inline asio::awaitable<void> connection::receive()
 {
@@ -479,17 +354,17 @@ inline asio::awaitable<void> connection::receive()
     if (buffer_.size() - end_ < next_receive_)
         buffer_.resize(end_ + next_receive_);
 
-    const auto [error, size] = co_await asio::async_initiate<const asio::use_awaitable_t<>, void(read_result)>(
-        [this](read_handler::target_type target)
-        { async_read_some(asio::buffer(buffer_.data() + end_, next_receive_), read_handler{std::move(target)}); },
-        asio::use_awaitable);
+    const auto [error, size] = co_await read_some(asio::buffer(buffer_.data() + end_, next_receive_));
     throw_if(closing_, errc::connection_closed);
     if (error == asio::error::eof)
         eof_ = true;
     else if (error)
     {
-        if (error != asio::error::operation_aborted)
-            read_error_ = error;
+        if (error == asio::error::operation_aborted)
+            throw std::system_error(error);
+        read_error_ = error;
+        if (error != asio::ssl::error::stream_truncated)
+            lose(error);
         throw std::system_error(error);
     }
     end_ += size;
@@ -601,8 +476,15 @@ inline asio::awaitable<void> connection::finish()
         co_await shutdown(asio::socket_base::shutdown_both, ignored);
         if (ignored == errc::shutdown_timeout)
             lose(ignored);
+        // A socket closed with bytes unread resets the connection, and what the peer has yet to receive is lost.
+        while (!ignored && unread() > 0)
+        {
+            buffer_.resize(largest_receive);
+            const auto [error, size] = co_await read_some(asio::buffer(buffer_));
+            ignored = error;
+        }
     }
-    catch (const std::system_error&)
+    catch (...)
     {
     }
     abort();
@@ -619,10 +501,13 @@ inline void connection::abort()
 
 inline asio::awaitable<std::error_code> connection::wait_closed()
 {
-    if (lost_)
-        close();
     while (!closed_)
-        co_await wait_change();
+    {
+        if (lost_ && !closing_)
+            close();
+        else
+            co_await wait_change();
+    }
     co_return lost_;
 }
 
@@ -659,7 +544,7 @@ inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request
         lose(error.code());
         abort();
         if (timed_out)
-            throw std::system_error(errc::handshake_timeout);
+            throw tls_error(errc::handshake_timeout, "TLS upgrade", X509_V_OK, {});
         throw;
     }
     catch (...)

@@ -4,8 +4,9 @@
 #define UPGRADEABLE_STREAMS_DETAIL_LISTENER_HPP
 
 #include <upgradeable_streams/detail/connection.hpp>
+#include <upgradeable_streams/detail/stream_connection.hpp>
+#include <upgradeable_streams/detail/wait.hpp>
 #include <upgradeable_streams/error.hpp>
-#include <upgradeable_streams/open_connection.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
 #include <upgradeable_streams/stream_writer.hpp>
@@ -26,6 +27,7 @@
 #include <asio/use_awaitable.hpp>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -39,6 +41,7 @@
 #include <string>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 #include <utility>
 #include <vector>
@@ -52,13 +55,12 @@ struct listener_settings
     std::function<asio::awaitable<void>(stream_reader, stream_writer)> handler;
     std::function<void(std::exception_ptr, const socket_address&)> error_handler;
     connection_settings connection;
-    bool tls_at_once = false;
-    bool start_serving = true;
-    int backlog = 100;
-    bool reuse_address = true;
-    bool reuse_port = false;
-    bool keep_alive = false;
-    std::size_t max_connections = 0;
+    bool tls_at_once;
+    int backlog;
+    bool reuse_address;
+    bool reuse_port;
+    bool keep_alive;
+    std::size_t max_connections;
 };
 
 /// Concurrency: accept loops and waiters run on a strand; what other threads look at is behind a mutex.
@@ -154,8 +156,9 @@ private:
     static constexpr std::chrono::seconds accept_retry_delay{1};
 
     asio::error_code bind(const asio::generic::stream_protocol::endpoint& endpoint);
-    asio::error_code bind_all(std::vector<asio::ip::tcp::endpoint> endpoints);
+    asio::error_code bind_all(std::vector<asio::ip::tcp::endpoint> endpoints, asio::ip::tcp::endpoint& failed);
     void notify();
+    bool is_closed() const;
     bool has_room() const;
     connection_settings settings_of_connection() const;
     void report(std::exception_ptr error, const socket_address& peer) const noexcept;
@@ -205,8 +208,9 @@ inline asio::error_code listener::bind(const asio::generic::stream_protocol::end
     return {};
 }
 
-/// With port 0 the first address picks the port of all.
-inline asio::error_code listener::bind_all(std::vector<asio::ip::tcp::endpoint> endpoints)
+/// With port 0 the first address picks the port of all. `failed` is the endpoint that an error is about.
+inline asio::error_code listener::bind_all(std::vector<asio::ip::tcp::endpoint> endpoints,
+                                           asio::ip::tcp::endpoint& failed)
 {
     asio::error_code first_error;
     for (auto& endpoint : endpoints)
@@ -214,12 +218,13 @@ inline asio::error_code listener::bind_all(std::vector<asio::ip::tcp::endpoint> 
         if (endpoint.port() == 0 && !sockets_.empty())
             endpoint.port(sockets_.front().port);
         const asio::error_code error = bind(endpoint);
-        const bool missing = error == std::errc::address_not_available ||
-                             error == std::errc::address_family_not_supported;
-        if (error && !missing)
+        const bool missing = error.value() == EADDRNOTAVAIL || error == asio::error::address_family_not_supported;
+        if (!error || (missing && first_error))
+            continue;
+        failed = endpoint;
+        if (!missing)
             return error;
-        if (error && !first_error)
-            first_error = error;
+        first_error = error;
     }
     return bound_.empty() ? first_error : asio::error_code();
 }
@@ -248,21 +253,24 @@ inline asio::awaitable<void> listener::bind(std::vector<std::string> hosts, std:
     }
 
     asio::error_code error;
+    tcp::endpoint failed;
     for (int attempts = 0; attempts < 16; ++attempts)
     {
         bound_.clear();
         sockets_.clear();
-        error = bind_all(endpoints);
-        const bool port_taken = error == std::errc::address_in_use && !endpoints.empty() && endpoints.front().port() == 0;
+        error = bind_all(endpoints, failed);
+        const bool port_taken = error == asio::error::address_in_use && !endpoints.empty() && endpoints.front().port() == 0;
         if (!port_taken)
             break;
     }
     if (error)
-        throw std::system_error(error, "cannot listen on " + socket_address(endpoints[bound_.size()]).to_string());
+        throw std::system_error(error, "cannot listen on " + socket_address(failed).to_string());
 }
 
 inline void listener::bind_unix(const std::string& path)
 {
+    if (path.size() >= sizeof(sockaddr_un::sun_path))
+        throw std::system_error(asio::error::name_too_long, "cannot listen on " + path);
     const asio::local::stream_protocol::endpoint endpoint(path);
     asio::error_code error;
     struct stat status;
@@ -287,7 +295,8 @@ inline void listener::start_serving()
 {
     {
         const std::lock_guard lock(mutex_);
-        if (serving_ || closed_)
+        throw_if(closed_, errc::connection_closed);
+        if (serving_)
             return;
         for (std::size_t i = 0; i < bound_.size(); ++i)
         {
@@ -314,13 +323,14 @@ inline void listener::close()
     asio::post(strand_,
                [self = shared_from_this()]
                {
+                   // While the socket is open no other file can have its inode.
+                   self->remove_socket_file();
                    asio::error_code ignored;
                    for (const auto& bound : self->bound_)
                    {
                        bound->acceptor.close(ignored);
                        bound->pause.cancel();
                    }
-                   self->remove_socket_file();
                    self->changed_.cancel();
                });
 }
@@ -384,6 +394,12 @@ inline void listener::notify()
                });
 }
 
+inline bool listener::is_closed() const
+{
+    const std::lock_guard lock(mutex_);
+    return closed_;
+}
+
 inline bool listener::has_room() const
 {
     const std::lock_guard lock(mutex_);
@@ -413,6 +429,8 @@ catch (const std::exception& e)
 }
 catch (...)
 {
+    if (!settings_.error_handler)
+        std::clog << "upgradeable_streams: connection from " + peer.to_string() + ": unknown exception\n";
 }
 
 inline asio::awaitable<void> listener::wait(bool connections_too)
@@ -425,13 +443,7 @@ inline asio::awaitable<void> listener::wait(bool connections_too)
             return self->closed_ && (!connections_too_ || self->clients_.empty());
         };
         while (!done())
-        {
-            asio::error_code ignored;
-            co_await self->changed_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
-            const auto cancellation = co_await asio::this_coro::cancellation_state;
-            if (cancellation.cancelled() != asio::cancellation_type::none)
-                throw std::system_error(asio::error::operation_aborted);
-        }
+            co_await detail::wait(self->changed_);
     };
     return asio::co_spawn(strand_, on_strand(shared_from_this(), connections_too), asio::use_awaitable);
 }
@@ -439,7 +451,7 @@ inline asio::awaitable<void> listener::wait(bool connections_too)
 inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> self, std::shared_ptr<bound_socket> bound)
 {
     std::optional<any_socket> accepted;
-    while (bound->acceptor.is_open())
+    while (!self->is_closed())
     {
         asio::error_code error;
         if (!self->has_room())
@@ -487,7 +499,6 @@ inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, a
     try
     {
         asio::error_code ignored;
-        socket.set_option(asio::ip::tcp::no_delay(true), ignored);
         if (self->settings_.keep_alive)
             socket.set_option(asio::socket_base::keep_alive(true), ignored);
         const connection_settings settings = self->settings_of_connection();
@@ -497,15 +508,18 @@ inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, a
         if (self->settings_.tls_at_once)
             co_await c->upgrade(std::make_unique<upgrade_request>(settings.tls, tls_options{}, true));
         auto [reader, writer] = make_pair(c);
-        co_await self->settings_.handler(std::move(reader), std::move(writer));
+        if (!p.closed_by_server())
+            co_await self->settings_.handler(std::move(reader), std::move(writer));
     }
     catch (...)
     {
         if (!p.closed_by_server())
             self->report(std::current_exception(), peer);
     }
-    if (c)
-        co_await c->wait_closed();
+    if (!c)
+        co_return;
+    c->close();
+    co_await c->wait_closed();
 }
 
 } // namespace upgradeable_streams::detail

@@ -28,7 +28,7 @@ inline constexpr std::size_t first_bytes_limit = 512;
 /// asio::ssl::stream (1.22.1 to 1.38.2) shares one output buffer and one lock between the records of a user's write
 /// and those that a read gives rise to (KeyUpdate replies, alerts). Its lock can be released by the wrong operation,
 /// so that two writes overlap, and a write that finds the lock taken completes without having sent anything. Here
-/// overlapping writes stay whole and in order, the lock is never held while the peer is slow, and `async_wait_idle`
+/// overlapping writes stay whole and in order, the lock is never held while the peer is slow, and `idle`
 /// lets a user's write begin only when the lock is free.
 ///
 /// Lifetime: an operation under way keeps the owner alive.

@@ -1,0 +1,369 @@
+/// @file
+/// The operations on a stream that is no longer plain, and the one that makes it so.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_STREAM_OPERATIONS_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_STREAM_OPERATIONS_HPP
+
+#include <upgradeable_streams/detail/stream_state.hpp>
+#include <upgradeable_streams/error.hpp>
+#include <upgradeable_streams/tls.hpp>
+
+#include <asio/buffer.hpp>
+#include <asio/cancellation_type.hpp>
+#include <asio/error.hpp>
+#include <asio/post.hpp>
+#include <asio/socket_base.hpp>
+#include <asio/ssl/error.hpp>
+#include <asio/ssl/stream_base.hpp>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+
+namespace upgradeable_streams::detail
+{
+
+/// How many of `bytes` are TLS records, the last of which may be incomplete.
+inline std::size_t size_of_tls_records(std::string_view bytes)
+{
+    constexpr std::size_t header_size = 5;
+    std::size_t size = 0;
+    while (size < bytes.size() && begins_tls_record(bytes.substr(size)))
+    {
+        if (bytes.size() - size < header_size)
+            return bytes.size();
+        size += header_size + static_cast<unsigned char>(bytes[size + 3]) * std::size_t(256) +
+                static_cast<unsigned char>(bytes[size + 4]);
+    }
+    return std::min(size, bytes.size());
+}
+
+/// Any cancellation of a read is passed on as terminal, the only one that asio::ssl::stream knows.
+inline asio::cancellation_type as_terminal(asio::cancellation_type type)
+{
+    return type == asio::cancellation_type::none ? type : asio::cancellation_type::terminal;
+}
+
+/// An operation that was between two steps when the socket was closed finds no descriptor at its next.
+inline asio::error_code as_aborted(const asio::error_code& error)
+{
+    return error == asio::error::bad_descriptor ? asio::error_code(asio::error::operation_aborted) : error;
+}
+
+template <typename Self>
+bool was_cancelled(const Self& self)
+{
+    return self.get_cancellation_state().cancelled() != asio::cancellation_type::none;
+}
+
+template <typename State, typename MutableBufferSequence>
+struct read_operation
+{
+    std::shared_ptr<State> state;
+    MutableBufferSequence buffers;
+    enum { starting, refusing, reading } step = starting;
+    asio::error_code refusal = {};
+
+    template <typename Self>
+    void operator()(Self& self, asio::error_code error = {}, std::size_t size = 0)
+    {
+        switch (step)
+        {
+        case starting:
+            refusal = state->refusal() ? state->refusal() : state->read_error;
+            if (refusal)
+            {
+                step = refusing;
+                return asio::post(std::move(self));
+            }
+            {
+                step = reading;
+                self.reset_cancellation_state(as_terminal, as_terminal);
+                auto& layer = *state->tls()->layer;
+                const auto copy = buffers;
+                return layer.async_read_some(copy, std::move(self));
+            }
+        case refusing: return self.complete(refusal, 0);
+        case reading:
+            error = as_aborted(error);
+            if (error == asio::ssl::error::stream_truncated && state->settings.suppress_ragged_eofs)
+                error = asio::error::eof;
+            if (error && error != asio::error::operation_aborted)
+                state->read_error = error;
+            return self.complete(error, size);
+        }
+    }
+};
+
+template <typename State, typename ConstBufferSequence>
+struct write_operation
+{
+    std::shared_ptr<State> state;
+    ConstBufferSequence buffers;
+    enum { starting, refusing, waiting, writing, sending } step = starting;
+    asio::error_code result = {};
+    std::size_t written = 0;
+
+    template <typename Self>
+    void operator()(Self& self, asio::error_code error = {}, std::size_t size = 0)
+    {
+        auto& queue = state->tls()->queue;
+        const bool cancelled = was_cancelled(self);
+        switch (step)
+        {
+        case starting:
+            if ((result = state->refusal()))
+            {
+                step = refusing;
+                return asio::post(std::move(self));
+            }
+            step = waiting;
+            [[fallthrough]];
+        case waiting:
+            if (cancelled)
+                return self.complete(asio::error::operation_aborted, 0);
+            if (!queue.idle())
+                return queue.async_wait_change(std::move(self));
+            {
+                step = writing;
+                auto& layer = *state->tls()->layer;
+                const auto copy = buffers;
+                return layer.async_write_some(copy, std::move(self));
+            }
+        case writing:
+            step = sending;
+            result = error;
+            written = size;
+            [[fallthrough]];
+        case sending:
+            if (!queue.sent() && !cancelled)
+                return queue.async_wait_change(std::move(self));
+            if (!queue.sent() || result == asio::error::operation_aborted)
+                state->failure = errc::stream_unusable;
+            if (!queue.sent())
+                return self.complete(asio::error::operation_aborted, 0);
+            if (!result)
+                result = queue.error();
+            return self.complete(as_aborted(result), result ? 0 : written);
+        case refusing: return self.complete(result, 0);
+        }
+    }
+};
+
+template <typename State>
+struct upgrade_operation
+{
+    std::shared_ptr<State> state;
+    std::unique_ptr<upgrade_request> request;
+    enum { starting, refusing, handshaking, sending } step = starting;
+    std::shared_ptr<typename State::deadline> deadline = {};
+    asio::error_code result = {};
+
+    template <typename Self>
+    void operator()(Self& self, asio::error_code error = {}, std::size_t consumed = 0)
+    {
+        switch (step)
+        {
+        case starting:
+            if ((result = refusal()))
+            {
+                step = refusing;
+                return asio::post(std::move(self));
+            }
+            step = handshaking;
+            state->settings = request->settings;
+            state->begin_upgrade(std::move(request->ssl));
+            deadline = state->start_deadline(state->settings.handshake_timeout, self.get_executor());
+            {
+                auto& layer = *state->tls()->layer;
+                const auto type = state->settings.role == tls_role::client ? asio::ssl::stream_base::client
+                                                                           : asio::ssl::stream_base::server;
+                const auto received = asio::buffer(request->received);
+                return layer.async_handshake(type, asio::const_buffer(received), std::move(self));
+            }
+        case handshaking:
+            step = sending;
+            result = judge(error, consumed);
+            [[fallthrough]];
+        case sending:
+        {
+            const bool cancelled = was_cancelled(self);
+            auto& queue = state->tls()->queue;
+            if (!queue.sent() && !cancelled)
+                return queue.async_wait_change(std::move(self));
+            if (!result)
+                result = queue.error();
+            result = as_aborted(result);
+            if (deadline->expired)
+                result = errc::handshake_timeout;
+            else if (cancelled)
+                result = asio::error::operation_aborted;
+            deadline->cancel();
+            if (result)
+            {
+                state->failure = cancelled ? make_error_code(errc::stream_unusable) : result;
+                state->close();
+            }
+            else
+                state->complete_upgrade();
+            return self.complete(result);
+        }
+        case refusing:
+            if (result == errc::plaintext_injection)
+                state->close();
+            return self.complete(result);
+        }
+    }
+
+    asio::error_code refusal()
+    {
+        if (state->failure)
+            return state->failure;
+        if (std::holds_alternative<typename State::encrypted>(state->stage))
+            return errc::already_tls;
+        if (std::holds_alternative<typename State::upgrading>(state->stage))
+            return errc::upgrade_in_progress;
+        if (!request->ssl)
+            return errc::not_upgradeable;
+        const std::string& received = request->received;
+        const bool may_be_tls = request->settings.role == tls_role::server && begins_tls_handshake(received);
+        const std::size_t tls_size = may_be_tls ? size_of_tls_records(received) : 0;
+        if (tls_size < received.size())
+        {
+            state->not_tls = received.substr(tls_size, first_bytes_limit);
+            return errc::plaintext_injection;
+        }
+        return {};
+    }
+
+    /// What the handshake's outcome means.
+    asio::error_code judge(const asio::error_code& error, std::size_t consumed)
+    {
+        const std::string& first = state->tls()->queue.first_bytes();
+        if (error && !begins_tls_record(first))
+        {
+            state->not_tls = first;
+            return errc::plaintext_injection;
+        }
+        if (error)
+            return error;
+        if (consumed < request->received.size())
+        {
+            state->not_tls = request->received.substr(consumed, first_bytes_limit);
+            return errc::plaintext_injection;
+        }
+        const unsigned char* protocol = nullptr;
+        unsigned size = 0;
+        SSL_get0_alpn_selected(state->ssl(), &protocol, &size);
+        if (size == 0 && state->settings.role == tls_role::client && alpn_protocols(SSL_get_SSL_CTX(state->ssl())))
+            return errc::alpn_not_agreed;
+        return {};
+    }
+};
+
+/// Ends the own direction, and for shutdown_both awaits the end of the peer's.
+template <typename State>
+struct shutdown_operation
+{
+    std::shared_ptr<State> state;
+    asio::socket_base::shutdown_type what;
+    std::chrono::steady_clock::duration timeout;
+    enum { starting, refusing, waiting, notifying, sending, receiving } step = starting;
+    std::shared_ptr<typename State::deadline> deadline = {};
+    std::unique_ptr<std::array<char, 4096>> discarded = {};
+    asio::error_code result = {};
+
+    template <typename Self>
+    void operator()(Self& self, asio::error_code error = {}, std::size_t = 0)
+    {
+        const bool cancelled = was_cancelled(self);
+        switch (step)
+        {
+        case starting:
+            if (!state->tls())
+                state->socket().lowest_layer().shutdown(asio::socket_base::shutdown_send, result);
+            else
+                result = state->refusal();
+            if (result || !state->tls())
+            {
+                step = refusing;
+                return asio::post(std::move(self));
+            }
+            deadline = state->start_deadline(timeout, self.get_executor());
+            step = waiting;
+            [[fallthrough]];
+        case waiting:
+            if (!state->tls()->queue.idle() && !cancelled)
+                return state->tls()->queue.async_wait_change(std::move(self));
+            step = notifying;
+            if (!cancelled && !(SSL_get_shutdown(state->ssl()) & SSL_SENT_SHUTDOWN))
+                return send_close_notify(std::move(self));
+            [[fallthrough]];
+        case notifying:
+            step = sending;
+            result = error;
+            [[fallthrough]];
+        case sending:
+            if (!state->tls()->queue.sent() && !cancelled)
+                return state->tls()->queue.async_wait_change(std::move(self));
+            if (!result)
+                result = state->tls()->queue.error();
+            if (result || cancelled || what == asio::socket_base::shutdown_send)
+                return finish(self, cancelled);
+            step = receiving;
+            discarded = std::make_unique<std::array<char, 4096>>();
+            return receive(std::move(self));
+        case receiving:
+            if (!error && !cancelled)
+                return receive(std::move(self));
+            result = error == asio::error::eof ? asio::error_code() : error;
+            return finish(self, cancelled);
+        case refusing: return self.complete(result);
+        }
+    }
+
+    /// asio's async_shutdown awaits the peer's close_notify and fails on data that comes before it. Told that the
+    /// close_notify has come, SSL_shutdown, which runs inside the call, sends ours and awaits nothing.
+    template <typename Self>
+    void send_close_notify(Self&& self)
+    {
+        const auto keep = state;
+        const int before = SSL_get_shutdown(keep->ssl());
+        SSL_set_shutdown(keep->ssl(), before | SSL_RECEIVED_SHUTDOWN);
+        keep->tls()->layer->async_shutdown(std::move(self));
+        SSL_set_shutdown(keep->ssl(), before | SSL_SENT_SHUTDOWN);
+    }
+
+    template <typename Self>
+    void receive(Self&& self)
+    {
+        if (SSL_get_shutdown(state->ssl()) & SSL_RECEIVED_SHUTDOWN)
+            return finish(self, false);
+        auto& layer = *state->tls()->layer;
+        const auto buffer = asio::buffer(*discarded);
+        layer.async_read_some(buffer, std::move(self));
+    }
+
+    template <typename Self>
+    void finish(Self& self, bool cancelled)
+    {
+        result = as_aborted(result);
+        if (deadline->expired)
+            result = errc::shutdown_timeout;
+        else if (cancelled)
+            result = asio::error::operation_aborted;
+        if (cancelled)
+            state->failure = errc::stream_unusable;
+        deadline->cancel();
+        self.complete(result);
+    }
+};
+
+} // namespace upgradeable_streams::detail
+
+#endif

@@ -1,0 +1,31 @@
+/// @file
+/// Waiting for a change that somebody tells by cancelling a timer.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_WAIT_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_WAIT_HPP
+
+#include <asio/awaitable.hpp>
+#include <asio/cancellation_type.hpp>
+#include <asio/error.hpp>
+#include <asio/redirect_error.hpp>
+#include <asio/steady_timer.hpp>
+#include <asio/this_coro.hpp>
+#include <asio/use_awaitable.hpp>
+
+#include <system_error>
+
+namespace upgradeable_streams::detail
+{
+
+/// Returns when the timer expires or is cancelled; throws asio::error::operation_aborted when the caller is.
+inline asio::awaitable<void> wait(asio::steady_timer& timer)
+{
+    asio::error_code ignored;
+    co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+    const auto cancellation = co_await asio::this_coro::cancellation_state;
+    if (cancellation.cancelled() != asio::cancellation_type::none)
+        throw std::system_error(asio::error::operation_aborted);
+}
+
+} // namespace upgradeable_streams::detail
+
+#endif
