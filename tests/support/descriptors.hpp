@@ -12,6 +12,8 @@ namespace test
 std::size_t open_descriptors();
 
 /// Lowers RLIMIT_NOFILE so that exactly `spare` more descriptors can be opened, until it is destroyed.
+///
+/// UndefinedBehaviorSanitizer's vptr check needs descriptors of its own, so it is to be off (CMakePresets.json).
 class descriptor_limit
 {
 public:

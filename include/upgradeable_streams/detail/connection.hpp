@@ -340,6 +340,13 @@ private:
     std::shared_ptr<asio::steady_timer> timer_;
 };
 
+inline asio::awaitable<read_result> connection::read_some(asio::mutable_buffer buffer)
+{
+    return asio::async_initiate<const asio::use_awaitable_t<>, void(read_result)>(
+        [this, buffer](read_handler::target_type target) { async_read_some(buffer, read_handler{std::move(target)}); },
+        asio::use_awaitable);
+}
+
 inline asio::awaitable<void> connection::receive()
 {
     if (read_error_)

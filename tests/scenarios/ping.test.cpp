@@ -1,0 +1,439 @@
+// The ping examples, run as the programs that they are.
+
+#include "support/catch.hpp"
+#include "support/certificates.hpp"
+#include "support/process.hpp"
+#include "support/raw_peer.hpp"
+#include "support/socket_pair.hpp"
+#include "support/temporary_directory.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <csignal>
+#include <cstdint>
+#include <future>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <sys/stat.h>
+
+namespace
+{
+
+const std::string ping_server = PING_SERVER;
+const std::string ping_client = PING_CLIENT;
+
+using command = std::vector<std::string>;
+
+command joined(command first, const command& second)
+{
+    first.insert(first.end(), second.begin(), second.end());
+    return first;
+}
+
+/// The ping server on a free port of 127.0.0.1, once it listens.
+class running_server
+{
+public:
+    explicit running_server(const command& more = {}, const std::string& host = "127.0.0.1")
+        : process_(
+              joined({ping_server, "--host", host, "--port", "0", "--cert",
+                      test::localhost_certificate().certificate_file, "--key", test::localhost_certificate().key_file},
+                     more)),
+          first_line_(process_.read_line())
+    {
+        const std::string_view line = first_line_;
+        const std::string_view digits = line.substr(line.rfind(':') + 1);
+        std::from_chars(digits.data(), digits.data() + digits.size(), port_);
+    }
+
+    const std::string& first_line() const { return first_line_; }
+    std::uint16_t port() const { return port_; }
+    test::raw_peer connect() const { return test::raw_peer::connect(test::loopback(port_)); }
+
+    test::process::outcome stop(int signal_number = SIGTERM)
+    {
+        process_.send_signal(signal_number);
+        return process_.wait();
+    }
+
+private:
+    test::process process_;
+    std::string first_line_;
+    std::uint16_t port_ = 0;
+};
+
+command client_of(std::uint16_t port, const std::string& ca_file = test::authority().ca_file(),
+                  const std::string& host = "localhost")
+{
+    return {ping_client, "--host", host, "--port", std::to_string(port), "--ca", ca_file};
+}
+
+/// Whether a program told its failure in one sentence on a line of its own, and in nothing else.
+bool is_one_sentence(const std::string& errors, const std::string& program)
+{
+    return errors.starts_with(program + ": ") && errors.size() > program.size() + 10 && errors.ends_with("\n") &&
+           std::ranges::count(errors, '\n') == 1;
+}
+
+/// A peer that has upgraded its connection with the server.
+test::raw_peer upgraded(const running_server& server)
+{
+    test::raw_peer peer = server.connect();
+    test::tls_settings settings = test::localhost_client();
+    settings.send_before = "STARTTLS\n";
+    peer.tls_connect(settings);
+    return peer;
+}
+
+} // namespace
+
+TEST_CASE("ping: server and client go through plain text, the upgrade and TLS, and exit with 0")
+{
+    running_server server;
+    CHECK(server.first_line() == "listening on 127.0.0.1:" + std::to_string(server.port()) + "\n");
+    CHECK(server.port() != 0);
+
+    const auto client = test::run_process(client_of(server.port(), test::authority().ca_file(), "127.0.0.1"));
+    INFO(client.output);
+    CHECK(client.status == 0);
+    CHECK(client.errors.empty());
+    const std::string& out = client.output;
+    const auto plain = out.find("none yet");
+    const auto first_pong = out.find("PONG");
+    const auto starttls = out.find("STARTTLS");
+    const auto version = out.find("TLSv1.3");
+    const auto cipher = out.find("TLS_");
+    const auto certificate = out.find("CN=");
+    const auto second_pong = out.rfind("PONG");
+    const auto quit = out.find("QUIT");
+    CHECK(plain < first_pong);
+    CHECK(first_pong < starttls);
+    CHECK(starttls < version);
+    CHECK(version < cipher);
+    CHECK(cipher < certificate);
+    CHECK(certificate < second_pong);
+    CHECK(second_pong < quit);
+    CHECK(quit != std::string::npos);
+
+    const auto stopped = server.stop();
+    CHECK(stopped.status == 0);
+    CHECK(stopped.errors.empty());
+}
+
+TEST_CASE("ping: by default both use localhost")
+{
+    const test::process::outcome help = test::run_process({ping_server, "--help"});
+    CHECK_THAT(help.output, test::contains("localhost, 10001"));
+    running_server server({}, "localhost");
+    CHECK(server.first_line() == "listening on localhost:" + std::to_string(server.port()) + "\n");
+    const auto client =
+        test::run_process({ping_client, "--port", std::to_string(server.port()), "--ca", test::authority().ca_file()});
+    CHECK(client.status == 0);
+    CHECK(server.stop().status == 0);
+}
+
+TEST_CASE("ping: the server finds its certificate in ~/.keys")
+{
+    const test::temporary_directory home;
+    REQUIRE(::mkdir(home.file(".keys").c_str(), 0700) == 0);
+    REQUIRE(test::succeeds({"cp", test::localhost_certificate().certificate_file, home.file(".keys/server.crt")}));
+    REQUIRE(test::succeeds({"cp", "-p", test::localhost_certificate().key_file, home.file(".keys/server.key")}));
+    test::process server({"env", "HOME=" + home.path(), ping_server, "--port", "0"});
+    CHECK_THAT(server.read_line(), test::starts_with("listening on localhost:"));
+    server.send_signal(SIGTERM);
+    CHECK(server.wait().status == 0);
+
+    const test::temporary_directory empty;
+    const auto failed = test::run_process({"env", "HOME=" + empty.path(), ping_server, "--port", "0"});
+    CHECK(failed.status == 1);
+    CHECK(is_one_sentence(failed.errors, "ping_server"));
+    CHECK_THAT(failed.errors, test::contains(empty.file(".keys/server.")));
+}
+
+TEST_CASE("ping: the server answers PING, and an unknown line with an error after which it goes on")
+{
+    running_server server;
+    test::raw_peer peer = server.connect();
+    for (int i = 0; i < 2; ++i)
+    {
+        peer.send_all("PING\n");
+        CHECK(peer.recv_line() == "PONG\n");
+        for (const std::string line : {"HELP\n", "ping\n", "PING \n", "PING\r\n", "\n"})
+        {
+            peer.send_all(line);
+            CHECK(peer.recv_line() == "ERROR unknown command\n");
+        }
+    }
+    peer.send_all("QUIT\n");
+    CHECK(peer.recv_all().empty());
+    CHECK(server.stop().status == 0);
+}
+
+TEST_CASE("ping: STARTTLS gets no answer in plain text, also when the ClientHello is in the same segment")
+{
+    const bool together = GENERATE(true, false);
+    running_server server;
+    test::raw_peer peer = server.connect();
+    peer.send_all("PING\n");
+    CHECK(peer.recv_line() == "PONG\n");
+    test::tls_settings settings = test::localhost_client();
+    if (together)
+        settings.send_before = "STARTTLS\n";
+    else
+        peer.send_all("STARTTLS\n");
+    peer.tls_connect(settings); // fails over any byte that is not TLS
+    peer.tls_write("PING\n");
+    CHECK(peer.tls_read_line() == "PONG\n");
+    peer.tls_write("STOP\n");
+    CHECK(peer.tls_read_line() == "ERROR unknown command\n");
+    peer.tls_write("PING\nQUIT\n");
+    CHECK(peer.tls_read_all() == "PONG\n"); // to the close_notify
+    peer.tls_shutdown();
+    CHECK(server.stop().status == 0);
+}
+
+TEST_CASE("ping: plain text behind STARTTLS closes the connection, and the server goes on")
+{
+    running_server server;
+    test::raw_peer peer = server.connect();
+    peer.send_all("STARTTLS\nPING\n");
+    CHECK_THAT(peer.recv_all(), !test::contains("PONG"));
+    test::raw_peer next = upgraded(server);
+    next.tls_write("PING\n");
+    CHECK(next.tls_read_line() == "PONG\n");
+    next.tls_shutdown();
+    const auto stopped = server.stop();
+    CHECK(stopped.status == 0);
+    CHECK(std::ranges::count(stopped.errors, '\n') == 1);
+}
+
+TEST_CASE("ping: the server serves many clients at once")
+{
+    running_server server;
+    std::vector<std::unique_ptr<test::process>> clients;
+    std::vector<test::raw_peer> peers;
+    for (int i = 0; i < 8; ++i)
+    {
+        peers.push_back(server.connect());
+        peers.push_back(upgraded(server));
+        clients.push_back(std::make_unique<test::process>(client_of(server.port())));
+    }
+    for (const auto& client : clients)
+        CHECK(client->wait().status == 0);
+    for (test::raw_peer& peer : peers)
+    {
+        if (peer.ssl() == nullptr)
+        {
+            peer.send_all("PING\n");
+            CHECK(peer.recv_line() == "PONG\n");
+        }
+        else
+        {
+            peer.tls_write("PING\n");
+            CHECK(peer.tls_read_line() == "PONG\n");
+            peer.tls_shutdown();
+        }
+    }
+    CHECK(server.stop().status == 0);
+}
+
+TEST_CASE("ping: SIGINT and SIGTERM close the server cleanly while clients are connected")
+{
+    const int signal_number = GENERATE(SIGINT, SIGTERM);
+    running_server server;
+    test::raw_peer plain = server.connect();
+    plain.send_all("PING\n");
+    CHECK(plain.recv_line() == "PONG\n");
+    test::raw_peer secure = upgraded(server);
+    secure.tls_write("PING\n");
+    CHECK(secure.tls_read_line() == "PONG\n");
+    test::raw_peer in_handshake = server.connect();
+    in_handshake.send_all("PING\nSTARTTLS\n");
+    CHECK(in_handshake.recv_line() == "PONG\n");
+
+    test::process::outcome stopped;
+    {
+        auto stopping = std::async(std::launch::async, [&] { return server.stop(signal_number); });
+        CHECK(plain.recv_all().empty());
+        CHECK(secure.tls_read_all().empty());
+        secure.tls_shutdown();
+        secure.close();
+        stopped = stopping.get();
+    }
+    CHECK(stopped.status == 0);
+    CHECK(stopped.errors.empty());
+    CHECK_THROWS_AS(server.connect(), std::system_error);
+}
+
+TEST_CASE("ping: a client that says STARTTLS and nothing more is dropped after --handshake-timeout")
+{
+    running_server server({"--handshake-timeout", "1"});
+    test::raw_peer silent = server.connect();
+    silent.send_all("STARTTLS\n");
+    CHECK(silent.recv_all().empty());
+    CHECK(server.stop().status == 0);
+}
+
+TEST_CASE("ping: the client sends STARTTLS and upgrades without waiting for an answer")
+{
+    test::raw_listener listener;
+    test::process client(client_of(listener.port(), test::authority().ca_file(), "127.0.0.1"));
+    test::raw_peer peer = listener.accept();
+    CHECK(peer.recv_line() == "PING\n");
+    peer.send_all("PONG\n");
+    CHECK(peer.recv_line() == "STARTTLS\n");
+    peer.tls_accept(test::localhost_server());
+    CHECK(peer.tls_read_line() == "PING\n");
+    peer.tls_write("PONG\n");
+    CHECK(peer.tls_read_line() == "QUIT\n");
+    peer.tls_shutdown();
+    peer.close();
+    CHECK(client.wait().status == 0);
+}
+
+TEST_CASE("ping: the client fails, in one sentence, when the server does not play its part")
+{
+    const std::string what =
+        GENERATE(as<std::string>(), "wrong answer", "closes", "plain text for TLS", "closes in TLS");
+    INFO(what);
+    test::raw_listener listener;
+    test::process client(client_of(listener.port(), test::authority().ca_file(), "127.0.0.1"));
+    {
+        test::raw_peer peer = listener.accept();
+        CHECK(peer.recv_line() == "PING\n");
+        if (what != "closes")
+            peer.send_all(what == "wrong answer" ? "what?\n" : "PONG\n");
+        if (what == "plain text for TLS")
+        {
+            CHECK(peer.recv_line() == "STARTTLS\n");
+            peer.send_all("454 TLS not available\n");
+        }
+        if (what == "closes in TLS")
+        {
+            CHECK(peer.recv_line() == "STARTTLS\n");
+            peer.tls_accept(test::localhost_server());
+            CHECK(peer.tls_read_line() == "PING\n");
+        }
+        peer.send_fin();
+        try
+        {
+            peer.recv_all();
+        }
+        catch (const std::system_error&) // a reset is as good
+        {
+        }
+    }
+    const auto outcome = client.wait();
+    CHECK(outcome.status == 1);
+    INFO(outcome.errors);
+    CHECK(is_one_sentence(outcome.errors, "ping_client"));
+}
+
+TEST_CASE("ping: the client refuses a server that its CA file does not vouch for, and sends nothing after")
+{
+    running_server server;
+    const auto client = test::run_process(client_of(server.port(), test::unrelated_authority().ca_file(), "127.0.0.1"));
+    CHECK(client.status == 1);
+    INFO(client.errors);
+    CHECK(is_one_sentence(client.errors, "ping_client"));
+    CHECK_THAT(client.errors, test::contains("certificate"));
+    CHECK(client.output.find("PONG") == client.output.rfind("PONG"));
+    const auto next = test::run_process(client_of(server.port(), test::authority().ca_file(), "127.0.0.1"));
+    CHECK(next.status == 0);
+    const auto stopped = server.stop();
+    CHECK(stopped.status == 0);
+    CHECK(std::ranges::count(stopped.errors, '\n') == 1);
+}
+
+TEST_CASE("ping: the client refuses a server whose certificate is for another name")
+{
+    running_server server({}, "127.0.0.2");
+    const auto client = test::run_process(client_of(server.port(), test::authority().ca_file(), "127.0.0.2"));
+    CHECK(client.status == 1);
+    CHECK(is_one_sentence(client.errors, "ping_client"));
+    CHECK_THAT(client.errors, test::contains("127.0.0.2"));
+    CHECK(server.stop().status == 0);
+}
+
+TEST_CASE("ping: --help tells the options on standard output and exits with 0")
+{
+    const auto server = test::run_process({ping_server, "--help"});
+    CHECK(server.status == 0);
+    CHECK(server.errors.empty());
+    for (const std::string option : {"--host", "--port", "--cert", "--key", "--handshake-timeout"})
+        CHECK_THAT(server.output, test::contains(option));
+
+    const auto client = test::run_process({ping_client, "--help"});
+    CHECK(client.status == 0);
+    CHECK(client.errors.empty());
+    for (const std::string option : {"--host", "--port", "--ca"})
+        CHECK_THAT(client.output, test::contains(option));
+}
+
+TEST_CASE("ping: bad options are told in one sentence on standard error, with a status that is not 0")
+{
+    const std::string certificate = test::localhost_certificate().certificate_file;
+    const std::string key = test::localhost_certificate().key_file;
+    const command good = {ping_server, "--host", "127.0.0.1", "--port", "0", "--cert", certificate, "--key", key};
+    const std::vector<command> bad_servers = {
+        {ping_server, "--unknown", "x"},
+        {ping_server, "--port"},
+        {ping_server, "serve"},
+        joined(good, {"--port", "65536"}),
+        joined(good, {"--port", "-1"}),
+        joined(good, {"--port", "no-such-service"}),
+        joined(good, {"--host", "no such host"}),
+        joined(good, {"--cert", "/no/such/file"}),
+        joined(good, {"--key", "/no/such/file"}),
+        joined(good, {"--key", certificate}),
+        joined(good, {"--handshake-timeout", "0"}),
+        joined(good, {"--handshake-timeout", "-1"}),
+        joined(good, {"--handshake-timeout", "soon"}),
+    };
+    for (const command& bad : bad_servers)
+    {
+        const auto outcome = test::run_process(bad);
+        INFO(bad[bad.size() - 1] << ": " << outcome.errors);
+        CHECK(outcome.status == 1);
+        CHECK(outcome.output.empty());
+        CHECK(is_one_sentence(outcome.errors, "ping_server"));
+    }
+
+    const std::vector<command> bad_clients = {
+        {ping_client, "--unknown", "x"},
+        {ping_client, "--ca"},
+        {ping_client, "--ca", "/no/such/file"},
+        {ping_client, "--ca", key},
+    };
+    for (const command& bad : bad_clients)
+    {
+        const auto outcome = test::run_process(bad);
+        INFO(bad[bad.size() - 1] << ": " << outcome.errors);
+        CHECK(outcome.status == 1);
+        CHECK(is_one_sentence(outcome.errors, "ping_client"));
+    }
+}
+
+TEST_CASE("ping: a port that is taken, or where nobody listens, is told in one sentence")
+{
+    std::optional<running_server> server(std::in_place);
+    const auto second = test::run_process({ping_server, "--host", "127.0.0.1", "--port", std::to_string(server->port()),
+                                           "--cert", test::localhost_certificate().certificate_file, "--key",
+                                           test::localhost_certificate().key_file});
+    CHECK(second.status == 1);
+    CHECK(is_one_sentence(second.errors, "ping_server"));
+    const std::string address = "127.0.0.1:" + std::to_string(server->port());
+    CHECK_THAT(second.errors, test::contains(address));
+
+    CHECK(server->stop().status == 0);
+    const auto client = test::run_process(client_of(server->port(), test::authority().ca_file(), "127.0.0.1"));
+    CHECK(client.status == 1);
+    CHECK(is_one_sentence(client.errors, "ping_client"));
+    CHECK_THAT(client.errors, test::contains(address));
+}

@@ -1,0 +1,207 @@
+// One io_context, run by several threads. Meant for ThreadSanitizer.
+
+#include "support/catch.hpp"
+#include "support/deadline.hpp"
+#include "support/echo_server.hpp"
+#include "support/run.hpp"
+
+#include <asio/awaitable.hpp>
+#include <asio/io_context.hpp>
+#include <asio/ssl/context.hpp>
+#include <asio/strand.hpp>
+#include <asio/this_coro.hpp>
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <system_error>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace us = upgradeable_streams;
+
+namespace
+{
+
+constexpr int thread_count = 4;
+constexpr int client_count = 64;
+constexpr int lines = test::under_sanitizer ? 20 : 100;
+
+/// The io_context behind the executor of a coroutine.
+asio::awaitable<asio::io_context*> this_io_context()
+{
+    const auto executor = co_await asio::this_coro::executor;
+    co_return &static_cast<asio::io_context&>(asio::query(executor, asio::execution::context));
+}
+
+/// Exchanges lines in plain text, upgrades, and exchanges lines in TLS.
+asio::awaitable<int> talk(std::uint16_t port, asio::ssl::context& ssl)
+{
+    int answers = 0;
+    auto [reader, writer] = co_await us::open_connection(
+        "127.0.0.1", port, {.ssl = &ssl, .upgradeable = true, .server_hostname = "localhost"});
+    for (const bool secure : {false, true})
+    {
+        if (secure)
+        {
+            writer.write("STARTTLS\n");
+            std::tie(reader, writer) = co_await writer.start_tls();
+        }
+        for (int i = 0; i < lines; ++i)
+        {
+            const std::string line = std::string(std::size_t(i * 37), 'x') + "\n";
+            writer.write(line);
+            const std::string answer = co_await reader.readline();
+            answers += answer == line;
+        }
+    }
+    writer.close();
+    co_await writer.wait_closed();
+    co_return answers;
+}
+
+} // namespace
+
+TEST_CASE("threads: clients on strands of their own upgrade and talk while certificates change")
+{
+    test::run_threads(
+        thread_count,
+        []() -> asio::awaitable<void>
+        {
+            asio::ssl::context ssl[] = {test::server_context(), test::server_context()};
+            asio::ssl::context client_ssl = test::client_context();
+            const test::error_log errors;
+            us::server server = co_await us::start_server(
+                test::echo, "127.0.0.1", 0,
+                {.ssl = &ssl[0], .upgradeable = true, .max_handshakes = 8, .error_handler = errors});
+            const std::uint16_t port = server.sockets().at(0).port;
+            asio::io_context& io = *co_await this_io_context();
+
+            std::vector<test::task<int>> clients;
+            for (int i = 0; i < client_count; ++i)
+            {
+                clients.push_back(test::spawn(asio::make_strand(io), [&, port] { return talk(port, client_ssl); }));
+                server.set_ssl_context(ssl[i % 2]);
+            }
+            const auto serving = test::spawn(asio::make_strand(io), [&] { return server.serve_forever(); });
+            const auto watching = test::spawn(asio::make_strand(io),
+                                              [&]() -> asio::awaitable<int>
+                                              {
+                                                  int seen = 0;
+                                                  const auto look = [&]
+                                                  {
+                                                      seen += int(server.sockets().size());
+                                                      server.set_ssl_context(ssl[seen % 2]);
+                                                      return !server.is_serving();
+                                                  };
+                                                  co_await test::eventually(look);
+                                                  co_return seen;
+                                              });
+            for (const auto& client : clients)
+            {
+                const int answers = co_await client.join();
+                CHECK(answers == 2 * lines);
+            }
+            server.close();
+            co_await serving.join();
+            co_await server.wait_closed();
+            const int seen = co_await watching.join();
+            CHECK(seen > 0);
+            CHECK(errors.size() == 0);
+        });
+}
+
+TEST_CASE("threads: a server that closes under its clients' hands ends every one of them")
+{
+    const bool abort = GENERATE(false, true);
+    test::run_threads(
+        thread_count,
+        [abort]() -> asio::awaitable<void>
+        {
+            asio::ssl::context server_ssl = test::server_context();
+            asio::ssl::context client_ssl = test::client_context();
+            const test::error_log errors;
+            us::server server = co_await us::start_server(
+                test::echo, "127.0.0.1", 0, {.ssl = &server_ssl, .upgradeable = true, .error_handler = errors});
+            const std::uint16_t port = server.sockets().at(0).port;
+            asio::io_context& io = *co_await this_io_context();
+
+            std::atomic<int> talking = 0;
+            const auto until_closed = [&]() -> asio::awaitable<void>
+            {
+                auto [reader, writer] = co_await us::open_connection(
+                    "127.0.0.1", port, {.ssl = &client_ssl, .upgradeable = true, .server_hostname = "localhost"});
+                writer.write("STARTTLS\n");
+                std::tie(reader, writer) = co_await writer.start_tls();
+                bool counted = false;
+                for (;;)
+                {
+                    writer.write("hello\n");
+                    const std::string line = co_await reader.readline();
+                    if (line.empty())
+                        co_return;
+                    if (!std::exchange(counted, true))
+                        ++talking;
+                }
+            };
+            std::vector<test::task<void>> clients;
+            for (int i = 0; i < client_count; ++i)
+                clients.push_back(test::spawn(asio::make_strand(io), until_closed));
+            co_await test::eventually([&] { return talking == client_count; });
+            server.close();
+            if (abort)
+                server.abort_clients();
+            else
+                server.close_clients();
+            co_await server.wait_closed();
+            for (const auto& client : clients)
+            {
+                try
+                {
+                    co_await client.join();
+                }
+                catch (const std::system_error&) // a write may meet the closed connection first
+                {
+                }
+            }
+        });
+}
+
+TEST_CASE("threads: connections that come and go while the server is closed from several threads")
+{
+    test::run_threads(thread_count,
+                      []() -> asio::awaitable<void>
+                      {
+                          us::server server =
+                              co_await us::start_server(test::echo, "127.0.0.1", 0, {.max_connections = 8});
+                          const std::uint16_t port = server.sockets().at(0).port;
+                          asio::io_context& io = *co_await this_io_context();
+                          std::atomic<int> served = 0;
+                          const auto ask_until_refused = [&]() -> asio::awaitable<void>
+                          {
+                              try
+                              {
+                                  for (;;)
+                                  {
+                                      const std::string answer = co_await test::ask("127.0.0.1", port, "hello\n");
+                                      if (answer.empty())
+                                          co_return;
+                                      if (++served > 200)
+                                          server.close();
+                                  }
+                              }
+                              catch (const std::system_error&) // refused, or reset in the backlog
+                              {
+                              }
+                          };
+                          std::vector<test::task<void>> clients;
+                          for (int i = 0; i < 2 * thread_count; ++i)
+                              clients.push_back(test::spawn(asio::make_strand(io), ask_until_refused));
+                          for (const auto& client : clients)
+                              co_await client.join();
+                          CHECK(served > 200);
+                          CHECK_FALSE(server.is_serving());
+                          co_await server.wait_closed();
+                      });
+}

@@ -1,0 +1,1688 @@
+#include <upgradeable_streams/start_server.hpp>
+
+#include "support/catch.hpp"
+#include "support/certificates.hpp"
+#include "support/descriptors.hpp"
+#include "support/echo_server.hpp"
+#include "support/raw_peer.hpp"
+#include "support/run.hpp"
+#include "support/socket_pair.hpp"
+#include "support/temporary_directory.hpp"
+#include "support/thread.hpp"
+
+#include <asio/awaitable.hpp>
+#include <asio/error.hpp>
+#include <asio/ip/tcp.hpp>
+#include <asio/ip/v6_only.hpp>
+#include <asio/local/stream_protocol.hpp>
+#include <asio/ssl/context.hpp>
+#include <asio/ssl/error.hpp>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <set>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace us = upgradeable_streams;
+using namespace std::chrono_literals;
+using asio::ip::tcp;
+
+namespace
+{
+
+/// Answers one line with the local address, and returns.
+asio::awaitable<void> tell_address(us::stream_reader reader, us::stream_writer writer)
+{
+    co_await reader.readline();
+    writer.write(writer.get_extra_info<"sockname">()->to_string() + "\n");
+}
+
+asio::awaitable<void> never_called(us::stream_reader, us::stream_writer)
+{
+    throw std::logic_error("this handler is not to be called");
+}
+
+bool have_ipv6()
+{
+    asio::io_context io;
+    tcp::acceptor acceptor(io);
+    asio::error_code error;
+    acceptor.open(tcp::v6(), error);
+    if (!error)
+        acceptor.bind({asio::ip::address_v6::loopback(), 0}, error);
+    if (error)
+        WARN("this machine has no IPv6; a part of the test is left out");
+    return !error;
+}
+
+std::optional<int> socket_option(int descriptor, int level, int name)
+{
+    int value = 0;
+    socklen_t size = sizeof value;
+    return ::getsockopt(descriptor, level, name, &value, &size) == 0 ? std::optional(value) : std::nullopt;
+}
+
+/// The descriptor of this process that is bound to a port of 127.0.0.1.
+int descriptor_of(std::uint16_t port)
+{
+    for (int descriptor = 0; descriptor < 1024; ++descriptor)
+    {
+        sockaddr_in address{};
+        socklen_t size = sizeof address;
+        sockaddr* const any = reinterpret_cast<sockaddr*>(&address);
+        const bool bound = ::getsockname(descriptor, any, &size) == 0 && address.sin_family == AF_INET;
+        if (bound && ntohs(address.sin_port) == port && ::getpeername(descriptor, any, &size) != 0)
+            return descriptor;
+    }
+    throw test::failure("no descriptor is bound to port " + std::to_string(port));
+}
+
+/// Waits until connections to a port of 127.0.0.1 are refused.
+asio::awaitable<void> until_refused(std::uint16_t port)
+{
+    const auto refused = [port]
+    {
+        asio::io_context io;
+        tcp::socket socket(io);
+        asio::error_code error;
+        socket.connect(test::loopback(port), error);
+        return error == asio::error::connection_refused;
+    };
+    co_await test::eventually(refused);
+}
+
+/// What a server on a Unix domain socket answers to one line.
+asio::awaitable<std::string> ask_unix(std::string path, std::string line)
+{
+    auto [reader, writer] = co_await us::open_unix_connection(path);
+    writer.write(line);
+    std::string answer = co_await reader.readline();
+    writer.close();
+    co_await writer.wait_closed();
+    co_return answer;
+}
+
+/// A client that upgrades and asks; the result is the server's certificate and the answer.
+asio::awaitable<std::pair<std::string, std::string>> ask_tls(std::uint16_t port, asio::ssl::context& ssl,
+                                                             std::string line)
+{
+    auto [reader, writer] = co_await us::open_connection("localhost", port, {.ssl = &ssl, .family = us::ip_family::v4});
+    writer.write(line);
+    std::string answer = co_await reader.readline();
+    std::string subject = writer.get_extra_info<"peercert">()->subject();
+    writer.close();
+    co_await writer.wait_closed();
+    co_return std::pair(std::move(subject), std::move(answer));
+}
+
+/// A server certificate of `authority()` for localhost with this common name.
+test::issued localhost_certificate_named(const std::string& common_name)
+{
+    test::certificate_request request;
+    request.common_name = common_name;
+    request.dns_names = {"localhost"};
+    return test::authority().issue(request);
+}
+
+/// All that start_server is given is gone when this returns, but for the two that are shared.
+asio::awaitable<std::pair<us::server, std::uint16_t>>
+start_with_captures(std::shared_ptr<std::vector<std::string>> reported, std::shared_ptr<int> calls)
+{
+    const auto handle = [calls, answer = std::string("an answer that is longer than a short string holds\n")](
+                            us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+    {
+        co_await reader.readline();
+        ++*calls;
+        writer.write(answer);
+        throw std::runtime_error("thrown by the handler");
+    };
+    const auto on_error = [reported, prefix = std::string("reported by the server's error handler: ")](
+                              std::exception_ptr error, const us::socket_address&)
+    {
+        try
+        {
+            std::rethrow_exception(error);
+        }
+        catch (const std::exception& e)
+        {
+            reported->push_back(prefix + e.what());
+        }
+    };
+    us::server server = co_await us::start_server(handle, {std::string("127.0.0.1"), std::string("127.0.0.2")},
+                                                  std::string("0"), {.backlog = 10, .error_handler = on_error});
+    const std::uint16_t port = server.sockets().at(0).port;
+    co_return std::pair(std::move(server), port);
+}
+
+bool is_socket_file(const std::string& path)
+{
+    struct stat status;
+    return ::lstat(path.c_str(), &status) == 0 && S_ISSOCK(status.st_mode);
+}
+
+bool exists(const std::string& path)
+{
+    struct stat status;
+    return ::lstat(path.c_str(), &status) == 0;
+}
+
+/// Makes a socket file that nobody listens on.
+void make_stale_socket(const std::string& path)
+{
+    asio::io_context io;
+    asio::local::stream_protocol::acceptor acceptor(io, asio::local::stream_protocol::endpoint(path));
+}
+
+/// Collects what is written to std::clog while it lives.
+class captured_clog
+{
+public:
+    captured_clog() : before_(std::clog.rdbuf(text_.rdbuf())) {}
+    ~captured_clog() { std::clog.rdbuf(before_); }
+    captured_clog(const captured_clog&) = delete;
+    captured_clog& operator=(const captured_clog&) = delete;
+
+    std::string text() const { return text_.str(); }
+
+private:
+    std::ostringstream text_;
+    std::streambuf* before_;
+};
+
+} // namespace
+
+TEST_CASE("start_server: port 0 picks a port, which the server tells")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0);
+            const auto sockets = server.sockets();
+            REQUIRE(sockets.size() == 1);
+            CHECK(sockets[0].host == "127.0.0.1");
+            CHECK(sockets[0].port != 0);
+            CHECK(server.is_serving());
+            const std::string answer = co_await test::ask(server, "hello\n");
+            CHECK(answer == "hello\n");
+        });
+}
+
+TEST_CASE("start_server: with several hosts port 0 picks one port for all, and each is served")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const us::server server =
+                co_await us::start_server(tell_address, {"127.0.0.1", "127.0.0.2", "127.0.0.3"}, 0);
+            const auto sockets = server.sockets();
+            REQUIRE(sockets.size() == 3);
+            std::set<std::string> hosts;
+            for (const auto& socket : sockets)
+            {
+                hosts.insert(socket.host);
+                CHECK(socket.port == sockets[0].port);
+                const std::string answer = co_await test::ask(socket.host, socket.port, "?\n");
+                CHECK(answer == socket.to_string() + "\n");
+            }
+            CHECK(hosts == std::set<std::string>{"127.0.0.1", "127.0.0.2", "127.0.0.3"});
+        });
+}
+
+TEST_CASE("start_server: without a host it listens on all interfaces, IPv4 and IPv6 on the same port")
+{
+    const bool ipv6 = have_ipv6();
+    test::run(
+        [ipv6]() -> asio::awaitable<void>
+        {
+            const us::server server = co_await us::start_server(tell_address, {}, 0);
+            const std::uint16_t port = server.sockets().front().port;
+            for (const auto& socket : server.sockets())
+            {
+                CHECK(socket.port == port);
+                CHECK((socket.host == "0.0.0.0" || socket.host == "::"));
+            }
+            const std::string v4 = co_await test::ask("127.0.0.1", port, "?\n");
+            CHECK(v4 == "127.0.0.1:" + std::to_string(port) + "\n");
+            if (!ipv6)
+                co_return;
+            CHECK(server.sockets().size() == 2);
+            const std::string v6 = co_await test::ask("::1", port, "?\n");
+            CHECK(v6 == "[::1]:" + std::to_string(port) + "\n");
+        });
+}
+
+TEST_CASE("start_server: family restricts what a host is resolved to")
+{
+    const bool ipv6 = have_ipv6();
+    test::run(
+        [ipv6]() -> asio::awaitable<void>
+        {
+            const us::server v4 = co_await us::start_server(test::echo, {}, 0, {.family = us::ip_family::v4});
+            REQUIRE(v4.sockets().size() == 1);
+            CHECK(v4.sockets()[0].host == "0.0.0.0");
+            if (!ipv6)
+                co_return;
+            const us::server v6 = co_await us::start_server(test::echo, {}, 0, {.family = us::ip_family::v6});
+            REQUIRE(v6.sockets().size() == 1);
+            CHECK(v6.sockets()[0].host == "::");
+        });
+}
+
+TEST_CASE("start_server: an address that is given twice is bound once")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const us::server server = co_await us::start_server(test::echo, {"127.0.0.1", "127.0.0.1"}, 0);
+            CHECK(server.sockets().size() == 1);
+        });
+}
+
+TEST_CASE("start_server: an address that this machine does not have is passed over only while there is another")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const us::server server = co_await us::start_server(test::echo, {"192.0.2.1", "127.0.0.1"}, 0);
+            REQUIRE(server.sockets().size() == 1);
+            CHECK(server.sockets()[0].host == "127.0.0.1");
+
+            const auto error =
+                co_await test::exception_of<std::system_error>(us::start_server(never_called, "192.0.2.1", 0));
+            CHECK(error.code().value() == EADDRNOTAVAIL);
+            CHECK_THAT(error.what(), test::contains("192.0.2.1"));
+        });
+}
+
+TEST_CASE("start_server: a host or a service that is unknown is named in the error")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto host =
+                co_await test::exception_of<std::system_error>(us::start_server(never_called, "no such host", 0));
+            CHECK_THAT(host.what(), test::contains("no such host"));
+            const auto service = co_await test::exception_of<std::system_error>(
+                us::start_server(never_called, "127.0.0.1", "no-such-service"));
+            CHECK_THAT(service.what(), test::contains("no-such-service"));
+        });
+}
+
+TEST_CASE("start_server: an address in use is named in the error, also after one that was passed over")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const us::server first = co_await us::start_server(test::echo, "127.0.0.1", 0);
+            const std::uint16_t port = first.sockets()[0].port;
+            const auto error =
+                co_await test::exception_of<std::system_error>(us::start_server(never_called, "127.0.0.1", port));
+            CHECK(error.code() == asio::error::address_in_use);
+            CHECK_THAT(error.what(), test::contains("127.0.0.1:" + std::to_string(port)));
+
+            const auto second = co_await test::exception_of<std::system_error>(
+                us::start_server(never_called, {"192.0.2.1", "127.0.0.1"}, port));
+            CHECK(second.code() == asio::error::address_in_use);
+            CHECK_THAT(second.what(), test::contains("127.0.0.1:" + std::to_string(port)));
+            const std::string answer = co_await test::ask(first, "still here\n");
+            CHECK(answer == "still here\n");
+        });
+}
+
+TEST_CASE("start_server: options that make no sense are std::invalid_argument at the call")
+{
+    const auto refused = [](const us::server_options& options)
+    { CHECK_THROWS_AS(us::start_server(never_called, "127.0.0.1", 0, options), std::invalid_argument); };
+
+    refused({.upgradeable = true});
+    refused({.limit = 0});
+    refused({.ssl_handshake_timeout = 0s});
+    refused({.ssl_handshake_timeout = -1s});
+    refused({.ssl_shutdown_timeout = 0s});
+    refused({.backlog = 0});
+    refused({.backlog = -1});
+    refused({.max_connections = 0});
+    refused({.max_handshakes = 0});
+    CHECK_THROWS_AS(us::start_server({}, "127.0.0.1", 0), std::invalid_argument);
+    CHECK_THROWS_AS(us::start_server(never_called, "127.0.0.1", 65536), std::invalid_argument);
+    CHECK_THROWS_AS(us::start_server(never_called, "127.0.0.1", -1), std::invalid_argument);
+    CHECK_THROWS_AS(us::start_server(never_called, "127.0.0.1", ""), std::invalid_argument);
+}
+
+TEST_CASE("start_server: strings, callables and what they capture need to live no longer than the call")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto reported = std::make_shared<std::vector<std::string>>();
+            const auto calls = std::make_shared<int>(0);
+            {
+                auto [server, port] = co_await start_with_captures(reported, calls);
+                for (int i = 1; i <= 3; ++i)
+                {
+                    const std::string answer = co_await test::ask("127.0.0.2", port, "?\n");
+                    CHECK(answer == "an answer that is longer than a short string holds\n");
+                    co_await test::eventually([&] { return reported->size() == std::size_t(i); });
+                    CHECK(reported->back() == "reported by the server's error handler: thrown by the handler");
+                }
+                CHECK(*calls == 3);
+            }
+            co_await test::eventually([&] { return reported.use_count() == 1 && calls.use_count() == 1; });
+        });
+}
+
+TEST_CASE("start_server: lambdas that capture references may be temporaries")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            int calls = 0;
+            int reports = 0;
+            const us::server server = co_await us::start_server(
+                [&calls](us::stream_reader, us::stream_writer) -> asio::awaitable<void>
+                {
+                    ++calls;
+                    throw std::runtime_error("thrown by the handler");
+                    co_return;
+                },
+                "127.0.0.1", 0,
+                {.error_handler = [&reports](std::exception_ptr, const us::socket_address&) { ++reports; }});
+            for (int i = 1; i <= 2; ++i)
+            {
+                co_await test::ask(server, "");
+                co_await test::eventually([&] { return reports == i; });
+            }
+            CHECK(calls == 2);
+        });
+}
+
+TEST_CASE("start_server: ssl without upgradeable is TLS from the first byte")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            asio::ssl::context server_ssl = test::server_context();
+            asio::ssl::context client_ssl = test::client_context();
+            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                const std::string line = co_await reader.readline();
+                writer.write(reader.is_tls() ? "secure " + line : "plain " + line);
+            };
+            const us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.ssl = &server_ssl});
+            const auto [certificate, answer] = co_await ask_tls(server.sockets()[0].port, client_ssl, "hello\n");
+            CHECK(answer == "secure hello\n");
+        });
+}
+
+TEST_CASE("start_server: with ssl at once the handler is called only after the handshake, and never without")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            asio::ssl::context ssl = test::server_context();
+            const test::error_log errors;
+            const us::server server =
+                co_await us::start_server(never_called, "127.0.0.1", 0, {.ssl = &ssl, .error_handler = errors});
+            const auto reply = test::run_in_thread(
+                [endpoint = test::endpoint_of(server)]
+                {
+                    auto peer = test::raw_peer::connect(endpoint);
+                    peer.send_all("EHLO example.org\r\n");
+                    peer.recv_all();
+                });
+            co_await test::eventually([&] { return errors.size() == 1; });
+            CHECK(errors.entries()[0].code == us::errc::plaintext_injection);
+            CHECK(errors.entries()[0].peer.host == "127.0.0.1");
+        });
+}
+
+TEST_CASE("start_server: upgradeable connections begin in plain text and the handler upgrades them")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            asio::ssl::context server_ssl = test::server_context();
+            asio::ssl::context client_ssl = test::client_context();
+            const us::server server =
+                co_await us::start_server(test::echo, "127.0.0.1", 0, {.ssl = &server_ssl, .upgradeable = true});
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port,
+                                                                 {.ssl = &client_ssl, .upgradeable = true});
+            writer.write("plain\n");
+            const std::string plain = co_await reader.readline();
+            CHECK(plain == "plain\n");
+            CHECK_FALSE(reader.is_tls());
+            writer.write("STARTTLS\n");
+            std::tie(reader, writer) = co_await writer.start_tls();
+            CHECK(reader.is_tls());
+            writer.write("secure\n");
+            const std::string secure = co_await reader.readline();
+            CHECK(secure == "secure\n");
+        });
+}
+
+TEST_CASE("start_server: without ssl a handler's start_tls is not_upgradeable, and the connection goes on")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto handle = [](us::stream_reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                const auto error = co_await test::error_of(writer.start_tls());
+                writer.write(error == us::errc::not_upgradeable ? "not upgradeable\n" : "another error\n");
+            };
+            const us::server server = co_await us::start_server(handle, "127.0.0.1", 0);
+            const std::string answer = co_await test::ask(server, "");
+            CHECK(answer == "not upgradeable\n");
+        });
+}
+
+TEST_CASE("start_server: limit bounds the lines of the handler's reader")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const test::error_log errors;
+            const us::server server =
+                co_await us::start_server(test::echo, "127.0.0.1", 0, {.limit = 8, .error_handler = errors});
+            const std::string exact = co_await test::ask(server, "12345678\n");
+            CHECK(exact == "12345678\n");
+            const std::string longer = co_await test::ask(server, "123456789\n");
+            CHECK(longer.empty());
+            co_await test::eventually([&] { return errors.size() == 1; });
+            CHECK(errors.entries()[0].code == us::errc::limit_overrun);
+        });
+}
+
+TEST_CASE("start_server: backlog and reuse_address are those of the listening socket")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0, {.backlog = 7});
+            const int descriptor = descriptor_of(server.sockets()[0].port);
+            tcp_info info{};
+            socklen_t size = sizeof info;
+            REQUIRE(::getsockopt(descriptor, IPPROTO_TCP, TCP_INFO, &info, &size) == 0);
+            CHECK(info.tcpi_sacked == 7); // of a listening socket, Linux tells its backlog here
+            CHECK(socket_option(descriptor, SOL_SOCKET, SO_REUSEADDR) == 1);
+            CHECK(socket_option(descriptor, SOL_SOCKET, SO_REUSEPORT) == 0);
+
+            const us::server other = co_await us::start_server(test::echo, "127.0.0.1", 0, {.reuse_address = false});
+            CHECK(socket_option(descriptor_of(other.sockets()[0].port), SOL_SOCKET, SO_REUSEADDR) == 0);
+        });
+}
+
+TEST_CASE("start_server: a port that connections still use can be bound again with reuse_address only")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            us::server first = co_await us::start_server(test::echo, "127.0.0.1", 0);
+            const std::uint16_t port = first.sockets()[0].port;
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", port);
+            writer.write("a connection\n");
+            co_await reader.readline();
+            first.close();
+            co_await until_refused(port);
+
+            const auto error =
+                co_await test::error_of(us::start_server(never_called, "127.0.0.1", port, {.reuse_address = false}));
+            CHECK(error == asio::error::address_in_use);
+            const us::server second = co_await us::start_server(test::echo, "127.0.0.1", port);
+            const std::string answer = co_await test::ask(second, "the second\n");
+            CHECK(answer == "the second\n");
+        });
+}
+
+TEST_CASE("start_server: with reuse_port two servers share one port, and the second takes over from the first")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            us::server first = co_await us::start_server(test::echo, "127.0.0.1", 0, {.reuse_port = true});
+            const std::uint16_t port = first.sockets()[0].port;
+            const us::server second = co_await us::start_server(test::echo, "127.0.0.1", port, {.reuse_port = true});
+            CHECK(second.sockets()[0].port == port);
+            first.close();
+            co_await first.wait_closed();
+            const std::string answer = co_await test::ask(second, "hello\n");
+            CHECK(answer == "hello\n");
+        });
+}
+
+TEST_CASE("start_server: keep_alive is set on connections when asked for, TCP_NODELAY always")
+{
+    const bool keep_alive = GENERATE(false, true);
+    test::run(
+        [keep_alive]() -> asio::awaitable<void>
+        {
+            std::optional<int> seen_keep_alive;
+            std::optional<int> seen_no_delay;
+            const auto handle = [&](us::stream_reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                const int descriptor = writer.get_extra_info<"socket">().value();
+                seen_keep_alive = socket_option(descriptor, SOL_SOCKET, SO_KEEPALIVE);
+                seen_no_delay = socket_option(descriptor, IPPROTO_TCP, TCP_NODELAY);
+                co_return;
+            };
+            const us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.keep_alive = keep_alive});
+            co_await test::ask(server, "");
+            CHECK(seen_keep_alive == int(keep_alive));
+            CHECK(seen_no_delay == 1);
+        });
+}
+
+TEST_CASE("start_server: with start_serving = false connections are refused until server::start_serving")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0, {.start_serving = false});
+            const std::uint16_t port = server.sockets().at(0).port;
+            CHECK_FALSE(server.is_serving());
+            const auto refused = co_await test::error_of(us::open_connection("127.0.0.1", port));
+            CHECK(refused == asio::error::connection_refused);
+
+            server.start_serving();
+            server.start_serving();
+            CHECK(server.is_serving());
+            CHECK(server.sockets().at(0).port == port);
+            const std::string answer = co_await test::ask(server, "hello\n");
+            CHECK(answer == "hello\n");
+        });
+}
+
+TEST_CASE("start_server: start_serving names an address that another has begun to listen on")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0, {.start_serving = false});
+            const auto address = server.sockets().at(0);
+            const us::server other = co_await us::start_server(test::echo, "127.0.0.1", address.port);
+            CHECK_THROWS_MATCHES(server.start_serving(), std::system_error,
+                                 test::message_contains(address.to_string()));
+            CHECK_FALSE(server.is_serving());
+        });
+}
+
+TEST_CASE("start_server: serve_forever begins to serve, and returns when the server is closed")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0, {.start_serving = false});
+            const auto executor = co_await asio::this_coro::executor;
+            const auto serving = test::spawn(executor, [&] { return server.serve_forever(); });
+            co_await test::eventually([&] { return server.is_serving(); });
+            const std::string answer = co_await test::ask(server, "hello\n");
+            CHECK(answer == "hello\n");
+            CHECK_FALSE(serving.done());
+
+            server.close();
+            co_await serving.join();
+            CHECK_FALSE(server.is_serving());
+            const auto error = co_await test::error_of(server.serve_forever());
+            CHECK(error == us::errc::connection_closed);
+        });
+}
+
+TEST_CASE("start_server: serve_forever that is cancelled closes the server")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0);
+            const std::uint16_t port = server.sockets()[0].port;
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", port);
+            const auto executor = co_await asio::this_coro::executor;
+            const auto serving = test::spawn(executor, [&] { return server.serve_forever(); });
+            co_await test::eventually([&] { return server.is_serving(); });
+            writer.write("before\n");
+            co_await reader.readline();
+
+            serving.cancel();
+            const auto error = co_await test::error_of(serving.join());
+            CHECK(error == asio::error::operation_aborted);
+            CHECK_FALSE(server.is_serving());
+            CHECK(server.sockets().empty());
+            co_await until_refused(port);
+            writer.write("after\n");
+            const std::string line = co_await reader.readline();
+            CHECK(line == "after\n");
+        });
+}
+
+TEST_CASE("start_server: close ends listening and leaves connections running")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0);
+            const std::uint16_t port = server.sockets()[0].port;
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", port);
+            writer.write("before\n");
+            co_await reader.readline();
+
+            server.close();
+            server.close();
+            CHECK_FALSE(server.is_serving());
+            CHECK(server.sockets().empty());
+            CHECK_THROWS_AS(server.start_serving(), std::system_error);
+            CHECK_FALSE(server.is_serving());
+            co_await until_refused(port);
+            writer.write("after\n");
+            const std::string line = co_await reader.readline();
+            CHECK(line == "after\n");
+        });
+}
+
+TEST_CASE("start_server: a handler may close its server")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            std::optional<us::server> server;
+            const auto handle = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                const std::string line = co_await reader.readline();
+                server->close();
+                writer.write("closed by " + line);
+            };
+            server = co_await us::start_server(handle, "127.0.0.1", 0);
+            const std::string answer = co_await test::ask(*server, "you\n");
+            CHECK(answer == "closed by you\n");
+            co_await server->wait_closed();
+        });
+}
+
+TEST_CASE("start_server: wait_closed waits for the server to be closed and for its connections")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0);
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
+            writer.write("one\n");
+            co_await reader.readline();
+
+            const auto executor = co_await asio::this_coro::executor;
+            const auto waiting = test::spawn(executor, [&] { return server.wait_closed(); });
+            server.close();
+            writer.write("two\n");
+            co_await reader.readline();
+            CHECK_FALSE(waiting.done());
+            writer.close();
+            co_await writer.wait_closed();
+            co_await waiting.join();
+        });
+}
+
+TEST_CASE("start_server: wait_closed that is cancelled leaves the server as it was")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0);
+            const auto executor = co_await asio::this_coro::executor;
+            const auto waiting = test::spawn(executor, [&] { return server.wait_closed(); });
+            const std::string before = co_await test::ask(server, "before\n");
+            CHECK(before == "before\n");
+            waiting.cancel();
+            const auto error = co_await test::error_of(waiting.join());
+            CHECK(error == asio::error::operation_aborted);
+            CHECK(server.is_serving());
+            const std::string after = co_await test::ask(server, "after\n");
+            CHECK(after == "after\n");
+        });
+}
+
+TEST_CASE("start_server: close_clients closes each connection after what is queued was sent")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const std::size_t size = 8 * 1024 * 1024;
+            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                writer.write(std::string(size, 'x'));
+                co_await reader.readline();
+            };
+            const test::error_log errors;
+            us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.error_handler = errors});
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
+            std::string received = co_await reader.readexactly(1);
+            server.close_clients();
+            received += co_await reader.read();
+            CHECK(received.size() == size);
+            CHECK(server.is_serving());
+            server.close();
+            co_await server.wait_closed();
+        });
+}
+
+TEST_CASE("start_server: abort_clients closes each connection at once")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                writer.write(std::string(64 * 1024 * 1024, 'x'));
+                co_await reader.readline();
+            };
+            const test::error_log errors;
+            us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.error_handler = errors});
+            auto peer = test::raw_peer::connect(test::endpoint_of(server)); // does not read
+            const auto sending = [&]
+            {
+                char byte = 0;
+                return ::recv(peer.descriptor(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 1;
+            };
+            co_await test::eventually(sending);
+            server.close();
+            server.abort_clients();
+            co_await server.wait_closed();
+        });
+}
+
+TEST_CASE("start_server: the last handle of a server that goes stops listening and leaves connections running")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            std::optional<us::server> server = co_await us::start_server(test::echo, "127.0.0.1", 0);
+            std::optional<us::server> copy = server;
+            const std::uint16_t port = server->sockets()[0].port;
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", port);
+            writer.write("one\n");
+            co_await reader.readline();
+
+            server.reset();
+            CHECK(copy->is_serving());
+            const std::string answer = co_await test::ask(*copy, "by the copy\n");
+            CHECK(answer == "by the copy\n");
+            copy.reset();
+            co_await until_refused(port);
+            writer.write("two\n");
+            const std::string line = co_await reader.readline();
+            CHECK(line == "two\n");
+        });
+}
+
+TEST_CASE("start_server: a handler that returns closes its connection after what it wrote was sent")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const std::size_t size = 4 * 1024 * 1024;
+            const auto handle = [](us::stream_reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                writer.write(std::string(size, 'x'));
+                co_return;
+            };
+            us::server server = co_await us::start_server(handle, "127.0.0.1", 0);
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
+            const std::string received = co_await reader.read();
+            CHECK(received.size() == size);
+            server.close();
+            co_await server.wait_closed();
+        });
+}
+
+TEST_CASE("start_server: a handler that returns closes its connection, whoever still holds the reader and writer")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            std::optional<std::pair<us::stream_reader, us::stream_writer>> kept;
+            const auto handle = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                writer.write("goodbye\n");
+                kept.emplace(std::move(reader), std::move(writer));
+                co_return;
+            };
+            us::server server = co_await us::start_server(handle, "127.0.0.1", 0);
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
+            const std::string received = co_await reader.read();
+            CHECK(received == "goodbye\n");
+            server.close();
+            co_await server.wait_closed();
+            CHECK(kept->second.is_closing());
+            const auto error = co_await test::error_of(kept->first.readline());
+            CHECK(error == us::errc::connection_closed);
+        });
+}
+
+TEST_CASE("start_server: a handler that throws is reported and the server goes on")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                const std::string line = co_await reader.readline();
+                if (line == "throw\n")
+                    throw std::runtime_error("as asked for");
+                writer.write(line);
+            };
+            const test::error_log errors;
+            const us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.error_handler = errors});
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
+            const auto client = writer.get_extra_info<"sockname">();
+            writer.write("throw\n");
+            const std::string rest = co_await reader.read();
+            CHECK(rest.empty());
+            co_await test::eventually([&] { return errors.size() == 1; });
+            CHECK(errors.entries()[0].what == "as asked for");
+            CHECK(errors.entries()[0].peer == client);
+            const std::string answer = co_await test::ask(server, "hello\n");
+            CHECK(answer == "hello\n");
+            CHECK(errors.size() == 1);
+        });
+}
+
+TEST_CASE("start_server: a handler that throws loses its connection even when its reader and writer live on")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            std::optional<std::pair<us::stream_reader, us::stream_writer>> kept;
+            const auto handle = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                kept.emplace(reader, writer);
+                writer.write("goodbye\n");
+                throw std::runtime_error("as asked for");
+                co_return;
+            };
+            const test::error_log errors;
+            us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.error_handler = errors});
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
+            const std::string received = co_await reader.read();
+            CHECK(received == "goodbye\n");
+            CHECK(errors.size() == 1);
+            server.close();
+            co_await server.wait_closed();
+        });
+}
+
+TEST_CASE("start_server: a handler that throws at the call, before it is a coroutine, is reported too")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto handle = [](us::stream_reader, us::stream_writer) -> asio::awaitable<void>
+            { throw std::runtime_error("no coroutine"); };
+            const test::error_log errors;
+            const us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.error_handler = errors});
+            const std::string answer = co_await test::ask(server, "hello\n");
+            CHECK(answer.empty());
+            co_await test::eventually([&] { return errors.size() == 1; });
+            CHECK(errors.entries()[0].what == "no coroutine");
+        });
+}
+
+TEST_CASE("start_server: a failed handshake is reported with its reason and the server goes on")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            asio::ssl::context server_ssl = test::server_context();
+            asio::ssl::context client_ssl = test::client_context();
+            const test::error_log errors;
+            const us::server server =
+                co_await us::start_server(test::echo, "127.0.0.1", 0, {.ssl = &server_ssl, .error_handler = errors});
+            const auto client = [endpoint = test::endpoint_of(server)]
+            {
+                test::tls_settings settings = test::localhost_client();
+                settings.ca_file = test::unrelated_authority().ca_file();
+                auto peer = test::raw_peer::connect(endpoint);
+                CHECK_THROWS_AS(peer.tls_connect(settings), test::failure);
+            };
+            co_await test::joined(test::run_in_thread(client));
+            co_await test::eventually([&] { return errors.size() == 1; });
+            CHECK(errors.entries()[0].code.category() == asio::error::get_ssl_category());
+            const auto [certificate, answer] = co_await ask_tls(server.sockets()[0].port, client_ssl, "hello\n");
+            CHECK(answer == "hello\n");
+        });
+}
+
+TEST_CASE("start_server: what an error handler throws is dropped")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            int calls = 0;
+            const auto handle = [](us::stream_reader, us::stream_writer) -> asio::awaitable<void>
+            {
+                throw std::runtime_error("by the handler");
+                co_return;
+            };
+            const auto on_error = [&](std::exception_ptr, const us::socket_address&)
+            {
+                if (++calls == 1)
+                    throw std::runtime_error("by the error handler");
+                throw 42;
+            };
+            const us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.error_handler = on_error});
+            for (int i = 1; i <= 3; ++i)
+            {
+                co_await test::ask(server, "");
+                co_await test::eventually([&] { return calls == i; });
+            }
+        });
+}
+
+TEST_CASE("start_server: an error handler may be a plain function")
+{
+    static int calls = 0;
+    calls = 0;
+    struct plain
+    {
+        static void report(std::exception_ptr, const us::socket_address&) { ++calls; }
+    };
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const us::server server =
+                co_await us::start_server(never_called, "127.0.0.1", 0, {.error_handler = plain::report});
+            co_await test::ask(server, "");
+            co_await test::eventually([] { return calls == 1; });
+        });
+}
+
+TEST_CASE("start_server: without an error handler errors are lines on std::clog")
+{
+    const captured_clog clog;
+    test::run(
+        [&clog]() -> asio::awaitable<void>
+        {
+            const auto handle = [](us::stream_reader reader, us::stream_writer) -> asio::awaitable<void>
+            {
+                const std::string line = co_await reader.readline();
+                if (line == "int\n")
+                    throw 42;
+                throw std::runtime_error("thrown by the handler");
+            };
+            const us::server server = co_await us::start_server(handle, "127.0.0.1", 0);
+            co_await test::ask(server, "exception\n");
+            co_await test::eventually([&] { return clog.text().ends_with("\n"); });
+            CHECK_THAT(clog.text(), test::contains("127.0.0.1:"));
+            CHECK_THAT(clog.text(), test::contains(": thrown by the handler\n"));
+            co_await test::ask(server, "int\n");
+            const auto lines = [&clog]
+            {
+                const std::string text = clog.text();
+                return std::ranges::count(text, '\n');
+            };
+            co_await test::eventually([&] { return lines() == 2; });
+        });
+}
+
+TEST_CASE("start_server: a peer that connects and says nothing is dropped, and holds nobody else up")
+{
+    const bool upgradeable = GENERATE(false, true);
+    test::run(
+        [upgradeable]() -> asio::awaitable<void>
+        {
+            asio::ssl::context server_ssl = test::server_context();
+            const test::error_log errors;
+            const us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0,
+                                                                {.ssl = &server_ssl,
+                                                                 .upgradeable = upgradeable,
+                                                                 .ssl_handshake_timeout = 500ms,
+                                                                 .error_handler = errors});
+            const std::string_view greeting = upgradeable ? "STARTTLS\n" : "";
+            auto silent = test::raw_peer::connect(test::endpoint_of(server));
+            silent.send_all(greeting);
+            const auto talk = [endpoint = test::endpoint_of(server), greeting]
+            {
+                auto peer = test::raw_peer::connect(endpoint);
+                peer.send_all(greeting);
+                peer.tls_connect(test::localhost_client());
+                peer.tls_write("hello\n");
+                return peer.tls_read_line();
+            };
+            const std::string line = co_await test::joined(test::run_in_thread(talk));
+            CHECK(line == "hello\n");
+            const std::string rest = co_await test::joined(test::run_in_thread([&] { return silent.recv_all(); }));
+            CHECK(rest.empty());
+            const auto timed_out = [&]
+            {
+                return std::ranges::count(errors.entries(), make_error_code(us::errc::handshake_timeout),
+                                          &test::error_log::entry::code) == 1;
+            };
+            co_await test::eventually(timed_out);
+        });
+}
+
+TEST_CASE("start_server: max_connections are served at once, the next waits until one leaves")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            int handlers = 0;
+            const auto handle = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                ++handlers;
+                co_await test::echo(std::move(reader), std::move(writer));
+            };
+            const us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.max_connections = 2});
+            const std::uint16_t port = server.sockets()[0].port;
+            auto [reader1, writer1] = co_await us::open_connection("127.0.0.1", port);
+            auto [reader2, writer2] = co_await us::open_connection("127.0.0.1", port);
+            auto [reader3, writer3] = co_await us::open_connection("127.0.0.1", port);
+            writer3.write("third\n");
+            for (int i = 0; i < 10; ++i)
+            {
+                writer1.write("first\n");
+                co_await reader1.readline();
+                writer2.write("second\n");
+                co_await reader2.readline();
+            }
+            CHECK(handlers == 2);
+            writer2.close();
+            const std::string line = co_await reader3.readline();
+            CHECK(line == "third\n");
+            CHECK(handlers == 3);
+        });
+}
+
+TEST_CASE("start_server: max_connections counts the connections of all addresses")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            int now = 0;
+            int most = 0;
+            const auto handle = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                most = std::max(most, ++now);
+                co_await test::echo(std::move(reader), std::move(writer));
+                --now;
+            };
+            us::server server =
+                co_await us::start_server(handle, {"127.0.0.1", "127.0.0.2", "127.0.0.3"}, 0, {.max_connections = 2});
+            const auto executor = co_await asio::this_coro::executor;
+            std::vector<test::task<std::string>> clients;
+            for (int i = 0; i < 24; ++i)
+            {
+                const auto address = server.sockets()[std::size_t(i % 3)];
+                clients.push_back(
+                    test::spawn(executor, [address] { return test::ask(address.host, address.port, "hello\n"); }));
+            }
+            for (const auto& client : clients)
+            {
+                const std::string line = co_await client.join();
+                CHECK(line == "hello\n");
+            }
+            CHECK(most == 2);
+            server.close();
+            co_await server.wait_closed();
+        });
+}
+
+TEST_CASE("start_server: max_handshakes run at once, and the next has its turn when one has failed")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            asio::ssl::context server_ssl = test::server_context();
+            const test::error_log errors;
+            int handlers = 0;
+            const auto handle = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                ++handlers;
+                co_await test::echo(std::move(reader), std::move(writer));
+            };
+            const us::server server = co_await us::start_server(
+                handle, "127.0.0.1", 0, {.ssl = &server_ssl, .max_handshakes = 1, .error_handler = errors});
+            const us::server unlimited = co_await us::start_server(test::echo, "127.0.0.1", 0, {.ssl = &server_ssl});
+            const auto talk = [](tcp::endpoint endpoint)
+            {
+                auto peer = test::raw_peer::connect(endpoint);
+                peer.tls_connect(test::localhost_client());
+                peer.tls_write("hello\n");
+                const std::string line = peer.tls_read_line();
+                peer.tls_shutdown();
+                return line;
+            };
+
+            auto silent = test::raw_peer::connect(test::endpoint_of(server));
+            auto waiting = test::run_in_thread([=, to = test::endpoint_of(server)] { return talk(to); });
+            for (int i = 0; i < 3; ++i)
+            {
+                auto other = test::run_in_thread([=, to = test::endpoint_of(unlimited)] { return talk(to); });
+                const std::string line = co_await test::joined(std::move(other));
+                CHECK(line == "hello\n");
+            }
+            CHECK(handlers == 0);
+            silent.close();
+            const std::string line = co_await test::joined(std::move(waiting));
+            CHECK(line == "hello\n");
+            CHECK(handlers == 1);
+            co_await test::eventually([&] { return errors.size() == 1; });
+        });
+}
+
+TEST_CASE("start_server: a handshake that waits for its turn past its deadline fails")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            asio::ssl::context server_ssl = test::server_context();
+            const test::error_log errors;
+            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                const std::string line = co_await reader.readline();
+                us::tls_options options;
+                if (line == "in a hurry\n")
+                    options.handshake_timeout = 50ms;
+                std::tie(reader, writer) = co_await writer.start_tls(options);
+                co_await test::echo(std::move(reader), std::move(writer));
+            };
+            us::server server = co_await us::start_server(
+                handle, "127.0.0.1", 0,
+                {.ssl = &server_ssl, .upgradeable = true, .max_handshakes = 1, .error_handler = errors});
+            auto silent = test::raw_peer::connect(test::endpoint_of(server));
+            silent.send_all("has time\n");
+            const auto hurry = [to = test::endpoint_of(server)]
+            {
+                auto peer = test::raw_peer::connect(to);
+                peer.send_all("in a hurry\n");
+                CHECK_THROWS(peer.tls_connect(test::localhost_client()));
+            };
+            co_await test::joined(test::run_in_thread(hurry));
+            co_await test::eventually([&] { return errors.size() == 1; });
+            CHECK(errors.entries()[0].code == us::errc::handshake_timeout);
+
+            silent.close();
+            const auto patient = [to = test::endpoint_of(server)]
+            {
+                auto peer = test::raw_peer::connect(to);
+                peer.send_all("has time\n");
+                peer.tls_connect(test::localhost_client());
+                peer.tls_write("hello\n");
+                return peer.tls_read_line();
+            };
+            const std::string line = co_await test::joined(test::run_in_thread(patient));
+            CHECK(line == "hello\n");
+        });
+}
+
+TEST_CASE("start_server: abort_clients ends handshakes that run and those that wait for their turn")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            asio::ssl::context server_ssl = test::server_context();
+            const test::error_log errors;
+            std::size_t upgrading = 0;
+            const auto handle = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                co_await reader.readline();
+                ++upgrading;
+                std::tie(reader, writer) = co_await writer.start_tls();
+            };
+            us::server server = co_await us::start_server(
+                handle, "127.0.0.1", 0,
+                {.ssl = &server_ssl, .upgradeable = true, .max_handshakes = 1, .error_handler = errors});
+            std::vector<test::raw_peer> silent;
+            for (int i = 0; i < 4; ++i)
+            {
+                silent.push_back(test::raw_peer::connect(test::endpoint_of(server)));
+                silent.back().send_all("STARTTLS\n");
+            }
+            co_await test::eventually([&] { return upgrading == silent.size(); });
+            server.close();
+            server.abort_clients();
+            co_await server.wait_closed();
+            CHECK(errors.size() == 0);
+        });
+}
+
+TEST_CASE("start_server: what close_clients and abort_clients end is not reported as an error")
+{
+    const bool abort = GENERATE(false, true);
+    test::run(
+        [abort]() -> asio::awaitable<void>
+        {
+            const test::error_log errors;
+            us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0, {.error_handler = errors});
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
+            writer.write("hello\n");
+            co_await reader.readline(); // the handler waits in its next read
+            if (abort)
+                server.abort_clients();
+            else
+                server.close_clients();
+            const std::string rest = co_await reader.read();
+            CHECK(rest.empty());
+            server.close();
+            co_await server.wait_closed();
+            CHECK(errors.size() == 0);
+        });
+}
+
+TEST_CASE("start_server: ssl_shutdown_timeout bounds the wait for a peer that does not answer close_notify")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            asio::ssl::context server_ssl = test::server_context();
+            const auto handle = [](us::stream_reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                writer.write("goodbye\n");
+                co_return;
+            };
+            us::server server =
+                co_await us::start_server(handle, "127.0.0.1", 0, {.ssl = &server_ssl, .ssl_shutdown_timeout = 50ms});
+            const auto talk = [endpoint = test::endpoint_of(server)]
+            {
+                auto peer = test::raw_peer::connect(endpoint);
+                peer.tls_connect(test::localhost_client());
+                std::string received = peer.tls_read_all();
+                return std::pair(std::move(peer), std::move(received));
+            };
+            const auto [peer, received] = co_await test::joined(test::run_in_thread(talk));
+            CHECK(received == "goodbye\n");
+            server.close();
+            co_await server.wait_closed(); // while the peer keeps its connection
+        });
+}
+
+TEST_CASE("start_server: TLS cut off without close_notify is an error unless suppress_ragged_eofs")
+{
+    const bool suppress = GENERATE(false, true);
+    test::run(
+        [suppress]() -> asio::awaitable<void>
+        {
+            asio::ssl::context server_ssl = test::server_context();
+            const test::error_log errors;
+            us::server server = co_await us::start_server(
+                test::echo, "127.0.0.1", 0,
+                {.ssl = &server_ssl, .suppress_ragged_eofs = suppress, .error_handler = errors});
+            const auto talk = [endpoint = test::endpoint_of(server)]
+            {
+                auto peer = test::raw_peer::connect(endpoint);
+                peer.tls_connect(test::localhost_client());
+                peer.tls_write("hello\n");
+                const std::string line = peer.tls_read_line();
+                peer.send_fin();
+                return line;
+            };
+            const std::string line = co_await test::joined(test::run_in_thread(talk));
+            CHECK(line == "hello\n");
+            server.close();
+            co_await server.wait_closed();
+            if (suppress)
+                CHECK(errors.size() == 0);
+            else
+            {
+                REQUIRE(errors.size() == 1);
+                CHECK(errors.entries()[0].code == asio::ssl::error::stream_truncated);
+            }
+        });
+}
+
+TEST_CASE("start_server: out of descriptors it reports, keeps its connections, and recovers")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const test::error_log errors;
+            const us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0, {.error_handler = errors});
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
+            writer.write("before\n");
+            co_await reader.readline();
+
+            std::optional<test::descriptor_limit> limit(std::in_place, 1);
+            auto waiting = test::raw_peer::connect(test::endpoint_of(server)); // takes the last descriptor
+            co_await test::eventually([&] { return errors.size() > 0; });
+            writer.write("meanwhile\n");
+            const std::string meanwhile = co_await reader.readline();
+            limit.reset();
+            CHECK(meanwhile == "meanwhile\n");
+            CHECK(server.is_serving());
+            CHECK(errors.entries()[0].code == asio::error::no_descriptors);
+            CHECK(errors.entries()[0].peer == us::socket_address());
+
+            waiting.send_all("hello\n");
+            const std::string line = co_await test::joined(test::run_in_thread([&] { return waiting.recv_line(); }));
+            CHECK(line == "hello\n");
+            const std::string next = co_await test::ask(server, "next\n");
+            CHECK(next == "next\n");
+        });
+}
+
+TEST_CASE("start_server: out of descriptors a connection that leaves makes room for the next")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const test::error_log errors;
+            const us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0, {.error_handler = errors});
+            auto first = test::raw_peer::connect(test::endpoint_of(server));
+            first.send_all("first\n");
+            co_await test::joined(test::run_in_thread([&] { return first.recv_line(); }));
+
+            std::optional<test::descriptor_limit> limit(std::in_place, 1);
+            auto waiting = test::raw_peer::connect(test::endpoint_of(server));
+            co_await test::eventually([&] { return errors.size() > 0; });
+            first.close();
+            waiting.send_all("second\n");
+            const std::string line = co_await test::joined(test::run_in_thread([&] { return waiting.recv_line(); }));
+            limit.reset();
+            CHECK(line == "second\n");
+        });
+}
+
+TEST_CASE("start_server: close while accepting is paused ends it")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const test::error_log errors;
+            us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0, {.error_handler = errors});
+            const test::descriptor_limit limit(1);
+            const auto waiting = test::raw_peer::connect(test::endpoint_of(server));
+            co_await test::eventually([&] { return errors.size() > 0; });
+            server.close();
+            co_await server.wait_closed();
+        });
+}
+
+TEST_CASE("start_server: peers that reset between connect and accept do not end it")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const test::error_log errors;
+            const us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0, {.error_handler = errors});
+            for (int i = 0; i < 20; ++i) // nothing is accepted meanwhile: this thread is the server's
+                test::raw_peer::connect(test::endpoint_of(server)).reset();
+            const std::string line = co_await test::ask(server, "hello\n");
+            CHECK(line == "hello\n");
+            for (const auto& entry : errors.entries())
+                CHECK(entry.code == asio::error::connection_reset);
+        });
+}
+
+TEST_CASE("start_server: set_ssl_context serves the new certificate to new connections and leaves running ones alone")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            std::optional<asio::ssl::context> old_ssl(test::server_context(localhost_certificate_named("the old one")));
+            asio::ssl::context client_ssl = test::client_context();
+            us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0, {.ssl = &*old_ssl});
+            const std::uint16_t port = server.sockets()[0].port;
+            auto [reader, writer] =
+                co_await us::open_connection("localhost", port, {.ssl = &client_ssl, .family = us::ip_family::v4});
+            CHECK(writer.get_extra_info<"peercert">()->subject() == "CN=the old one");
+
+            {
+                asio::ssl::context new_ssl = test::server_context(localhost_certificate_named("the new one"));
+                server.set_ssl_context(new_ssl);
+                old_ssl.reset();
+            }
+            for (int i = 0; i < 2; ++i)
+            {
+                const auto [certificate, answer] = co_await ask_tls(port, client_ssl, "hello\n");
+                CHECK(certificate == "CN=the new one");
+                CHECK(answer == "hello\n");
+                writer.write("still running\n");
+                const std::string line = co_await reader.readline();
+                CHECK(line == "still running\n");
+            }
+        });
+}
+
+TEST_CASE("start_server: set_ssl_context holds for upgrades of connections accepted afterwards")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            asio::ssl::context old_ssl = test::server_context(localhost_certificate_named("the old one"));
+            asio::ssl::context new_ssl = test::server_context(localhost_certificate_named("the new one"));
+            asio::ssl::context client_ssl = test::client_context();
+            us::server server =
+                co_await us::start_server(test::echo, "127.0.0.1", 0, {.ssl = &old_ssl, .upgradeable = true});
+            const us::connection_options options = {
+                .ssl = &client_ssl, .upgradeable = true, .server_hostname = "localhost"};
+            const std::uint16_t port = server.sockets()[0].port;
+            for (const std::string expected : {"CN=the old one", "CN=the new one"})
+            {
+                auto [reader, writer] = co_await us::open_connection("127.0.0.1", port, options);
+                writer.write("STARTTLS\n");
+                std::tie(reader, writer) = co_await writer.start_tls();
+                CHECK(writer.get_extra_info<"peercert">()->subject() == expected);
+                server.set_ssl_context(new_ssl);
+            }
+        });
+}
+
+TEST_CASE("start_server: set_ssl_context is refused by a server that was started without one")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            asio::ssl::context ssl = test::server_context();
+            us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0);
+            std::error_code error;
+            try
+            {
+                server.set_ssl_context(ssl);
+            }
+            catch (const std::system_error& e)
+            {
+                error = e.code();
+            }
+            CHECK(error == us::errc::not_upgradeable);
+        });
+}
+
+TEST_CASE("start_unix_server: serves, tells its path, and removes its file when it closes")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const test::temporary_directory directory;
+            const std::string path = directory.file("socket");
+            us::server server = co_await us::start_unix_server(tell_address, path);
+            CHECK(is_socket_file(path));
+            CHECK(server.is_serving());
+            REQUIRE(server.sockets().size() == 1);
+            CHECK(server.sockets()[0].is_unix);
+            CHECK(server.sockets()[0].host == path);
+            const std::string answer = co_await ask_unix(path, "?\n");
+            CHECK(answer == path + "\n");
+            server.close();
+            co_await server.wait_closed();
+            CHECK_FALSE(exists(path));
+        });
+}
+
+TEST_CASE("start_unix_server: the last handle that goes removes the file, also of a server that never served")
+{
+    const bool serving = GENERATE(false, true);
+    const test::temporary_directory directory;
+    const std::string path = directory.file("socket");
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            const us::server server = co_await us::start_unix_server(test::echo, path, {.start_serving = serving});
+            CHECK(server.is_serving() == serving);
+            CHECK(is_socket_file(path));
+        });
+    CHECK_FALSE(exists(path));
+}
+
+TEST_CASE("start_unix_server: upgrades, and is TLS at once where asked to")
+{
+    const bool upgradeable = GENERATE(true, false);
+    test::run(
+        [upgradeable]() -> asio::awaitable<void>
+        {
+            const test::temporary_directory directory;
+            const std::string path = directory.file("socket");
+            asio::ssl::context server_ssl = test::server_context();
+            asio::ssl::context client_ssl = test::client_context();
+            const us::server server =
+                co_await us::start_unix_server(test::echo, path, {.ssl = &server_ssl, .upgradeable = upgradeable});
+            auto [reader, writer] = co_await us::open_unix_connection(
+                path, {.ssl = &client_ssl, .upgradeable = upgradeable, .server_hostname = "localhost"});
+            if (upgradeable)
+            {
+                writer.write("STARTTLS\n");
+                std::tie(reader, writer) = co_await writer.start_tls();
+            }
+            CHECK(reader.is_tls());
+            writer.write("hello\n");
+            const std::string line = co_await reader.readline();
+            CHECK(line == "hello\n");
+        });
+}
+
+TEST_CASE("start_unix_server: refuses a path that another listens on, even one that accepts nothing")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const test::temporary_directory directory;
+            const std::string path = directory.file("socket");
+            us::server first = co_await us::start_unix_server(test::echo, path);
+            const auto error =
+                co_await test::exception_of<std::system_error>(us::start_unix_server(never_called, path));
+            CHECK(error.code() == std::errc::address_in_use);
+            CHECK_THAT(error.what(), test::contains(path));
+            const std::string answer = co_await ask_unix(path, "still here\n");
+            CHECK(answer == "still here\n");
+
+            const std::string busy = directory.file("busy");
+            asio::local::stream_protocol::acceptor acceptor(co_await asio::this_coro::executor,
+                                                            asio::local::stream_protocol::endpoint(busy));
+            acceptor.listen(0);
+            const auto queued = test::raw_peer::connect(asio::local::stream_protocol::endpoint(busy));
+            const auto full = co_await test::error_of(us::start_unix_server(never_called, busy));
+            CHECK(full == std::errc::address_in_use);
+            CHECK(is_socket_file(busy));
+        });
+}
+
+TEST_CASE("start_unix_server: replaces a socket file that nobody listens on any more")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const test::temporary_directory directory;
+            const std::string path = directory.file("socket");
+            make_stale_socket(path);
+            REQUIRE(is_socket_file(path));
+            const us::server server = co_await us::start_unix_server(test::echo, path);
+            const std::string answer = co_await ask_unix(path, "hello\n");
+            CHECK(answer == "hello\n");
+        });
+}
+
+TEST_CASE("start_unix_server: refuses a file that is no socket, and leaves it alone")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const test::temporary_directory directory;
+            const std::string path = directory.write("file", "precious");
+            const auto error =
+                co_await test::exception_of<std::system_error>(us::start_unix_server(never_called, path));
+            CHECK(error.code() == std::errc::address_in_use);
+            CHECK_THAT(error.what(), test::contains(path));
+            std::ifstream file(path);
+            const std::string content{std::istreambuf_iterator<char>(file), {}};
+            CHECK(content == "precious");
+
+            const std::string stale = directory.file("stale");
+            make_stale_socket(stale);
+            const std::string link = directory.file("link");
+            REQUIRE(::symlink(stale.c_str(), link.c_str()) == 0);
+            const auto refused = co_await test::error_of(us::start_unix_server(never_called, link));
+            CHECK(refused == std::errc::address_in_use);
+            CHECK(is_socket_file(stale));
+            CHECK(exists(link));
+        });
+}
+
+TEST_CASE("start_unix_server: does not remove a file that is not its own any more")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const test::temporary_directory directory;
+            const std::string path = directory.file("socket");
+            us::server first = co_await us::start_unix_server(test::echo, path);
+            REQUIRE(::unlink(path.c_str()) == 0);
+            const us::server second = co_await us::start_unix_server(test::echo, path);
+            first.close();
+            co_await first.wait_closed();
+            REQUIRE(is_socket_file(path));
+            const std::string answer = co_await ask_unix(path, "the second\n");
+            CHECK(answer == "the second\n");
+        });
+}
+
+TEST_CASE("start_unix_server: a path that cannot be bound is named in the error")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const test::temporary_directory directory;
+            const std::string missing = directory.file("no-such-directory/socket");
+            const auto error =
+                co_await test::exception_of<std::system_error>(us::start_unix_server(never_called, missing));
+            CHECK(error.code().value() == ENOENT);
+            CHECK_THAT(error.what(), test::contains(missing));
+
+            const std::string longer = directory.file(std::string(200, 'x'));
+            const auto too_long =
+                co_await test::exception_of<std::system_error>(us::start_unix_server(never_called, longer));
+            CHECK(too_long.code() == asio::error::name_too_long);
+            CHECK_THAT(too_long.what(), test::contains(longer));
+        });
+}
+
+TEST_CASE("start_unix_server: options that make no sense are std::invalid_argument at the call")
+{
+    const auto refused = [](const us::server_options& options)
+    { CHECK_THROWS_AS(us::start_unix_server(never_called, "/nowhere/socket", options), std::invalid_argument); };
+
+    refused({.upgradeable = true});
+    refused({.limit = 0});
+    refused({.family = us::ip_family::v4});
+    refused({.backlog = 0});
+    refused({.reuse_port = true});
+    refused({.keep_alive = true});
+    refused({.max_connections = 0});
+    refused({.max_handshakes = 0});
+    CHECK_THROWS_AS(us::start_unix_server(never_called, ""), std::invalid_argument);
+    CHECK_THROWS_AS(us::start_unix_server({}, "/nowhere/socket"), std::invalid_argument);
+}

@@ -1,0 +1,918 @@
+#include <upgradeable_streams/stream_reader.hpp>
+
+#include "support/catch.hpp"
+#include "support/chunked_stream.hpp"
+#include "support/pattern.hpp"
+#include "support/run.hpp"
+#include "support/stream_links.hpp"
+
+#include <asio/awaitable.hpp>
+#include <asio/error.hpp>
+#include <asio/ssl/error.hpp>
+#include <asio/this_coro.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <functional>
+#include <optional>
+#include <random>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <sys/socket.h>
+
+namespace us = upgradeable_streams;
+using asio::awaitable;
+using test::error_of;
+using test::exception_of;
+using test::link_with_raw_peer;
+using test::raw_link;
+
+namespace
+{
+
+/// Plain, or in TLS.
+us::connection_options options_of(bool tls, std::size_t limit = 64 * 1024)
+{
+    us::connection_options options;
+    options.ssl = tls ? &test::client_context() : nullptr;
+    options.limit = limit;
+    return options;
+}
+
+/// A link to a peer that sent `bytes` and then, unless told otherwise, its end.
+awaitable<raw_link> link_that_sent(std::string_view bytes, std::size_t chunk, bool tls = false,
+                                   std::size_t limit = 64 * 1024, bool end = true)
+{
+    const std::string owned(bytes);
+    raw_link link = co_await link_with_raw_peer(options_of(tls, limit), chunk);
+    link.send(owned, chunk);
+    if (end)
+        link.end();
+    co_return link;
+}
+
+using read_kind = std::function<awaitable<std::string>(us::stream_reader&)>;
+
+/// Each kind of read.
+const std::vector<std::pair<std::string, read_kind>>& read_kinds()
+{
+    static const std::vector<std::pair<std::string, read_kind>> kinds = {
+        {"read(n)", [](us::stream_reader& r) { return r.read(3); }},
+        {"read()", [](us::stream_reader& r) { return r.read(); }},
+        {"readexactly", [](us::stream_reader& r) { return r.readexactly(7); }},
+        {"readuntil", [](us::stream_reader& r) { return r.readuntil("9\n"); }},
+        {"readuntil, several",
+         [](us::stream_reader& r) {
+             return r.readuntil({"56", "9\n"});
+         }},
+        {"readline", [](us::stream_reader& r) { return r.readline(); }},
+    };
+    return kinds;
+}
+
+std::string lines(int count)
+{
+    std::string text;
+    for (int i = 0; i < count; ++i)
+        text += "0123456789\n";
+    return text;
+}
+
+} // namespace
+
+TEST_CASE("read: at least one byte and at most n, in order")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    const bool tls = GENERATE(false, true);
+    CAPTURE(chunk, tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("hello, world", chunk, tls);
+            std::string all;
+            while (all.size() < 12)
+            {
+                const std::string piece = co_await link.reader.read(5);
+                CHECK(!piece.empty());
+                CHECK(piece.size() <= 5);
+                all += piece;
+            }
+            CHECK(all == "hello, world");
+        });
+}
+
+TEST_CASE("read: without a size everything up to the end, more than the limit")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    const bool tls = GENERATE(false, true);
+    CAPTURE(chunk, tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const std::string sent = test::pattern(1).bytes(0, 5000);
+            raw_link link = co_await link_that_sent(sent, chunk, tls, 100);
+            const std::string all = co_await link.reader.read();
+            CHECK(all == sent);
+            CHECK(link.reader.at_eof());
+        });
+}
+
+TEST_CASE("read: a size of 0 is empty, waits for nothing and is no end")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link link = co_await link_with_raw_peer();
+            const std::string nothing = co_await link.reader.read(0);
+            CHECK(nothing.empty());
+            CHECK(!link.reader.at_eof());
+        });
+}
+
+TEST_CASE("read: the end is empty, again and again")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("", 0, tls);
+            for (int i = 0; i < 3; ++i)
+            {
+                const std::string some = co_await link.reader.read(10);
+                const std::string all = co_await link.reader.read();
+                const std::string line = co_await link.reader.readline();
+                CHECK(some.empty());
+                CHECK(all.empty());
+                CHECK(line.empty());
+                CHECK(link.reader.at_eof());
+            }
+        });
+}
+
+TEST_CASE("at_eof: false until a read has found the end and all was read")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("ab", chunk);
+            CHECK(!link.reader.at_eof());
+            const std::string both = co_await link.reader.readexactly(2);
+            CHECK(both == "ab");
+            CHECK(!link.reader.at_eof());
+            const std::string end = co_await link.reader.read(1);
+            CHECK(end.empty());
+            CHECK(link.reader.at_eof());
+        });
+}
+
+TEST_CASE("at_eof: false while bytes that came before the end are unread")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("partial", 0, false, 5);
+            const std::error_code overrun = co_await error_of(link.reader.readuntil("\n"));
+            CHECK(overrun == us::errc::limit_overrun);
+            CHECK(!link.reader.at_eof());
+            const std::string rest = co_await link.reader.read();
+            CHECK(rest == "partial");
+            CHECK(link.reader.at_eof());
+        });
+}
+
+TEST_CASE("readexactly: exactly so many bytes, not bounded by the limit")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    const bool tls = GENERATE(false, true);
+    CAPTURE(chunk, tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const std::string sent = test::pattern(2).bytes(0, 3000);
+            raw_link link = co_await link_that_sent(sent, chunk, tls, 10);
+            const std::string first = co_await link.reader.readexactly(1);
+            const std::string second = co_await link.reader.readexactly(2500);
+            const std::string none = co_await link.reader.readexactly(0);
+            const std::string third = co_await link.reader.readexactly(499);
+            CHECK(none.empty());
+            CHECK(first + second + third == sent);
+        });
+}
+
+TEST_CASE("readexactly: at the end incomplete_read_error tells what came and what was expected")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("abc", chunk);
+            const auto error = co_await exception_of<us::incomplete_read_error>(link.reader.readexactly(10));
+            CHECK(error.code() == us::errc::incomplete_read);
+            CHECK(error.partial() == "abc");
+            CHECK(error.expected() == 10);
+            CHECK(link.reader.at_eof());
+            const auto again = co_await exception_of<us::incomplete_read_error>(link.reader.readexactly(1));
+            CHECK(again.partial().empty());
+            CHECK(again.expected() == 1);
+            const std::string none = co_await link.reader.readexactly(0);
+            CHECK(none.empty());
+        });
+}
+
+TEST_CASE("readuntil: up to and with the separator, and no byte further")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    const bool tls = GENERATE(false, true);
+    CAPTURE(chunk, tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("one\r\n\r\ntwo\r\n.\r\nthree", chunk, tls);
+            const std::string first = co_await link.reader.readuntil("\r\n");
+            const std::string empty = co_await link.reader.readuntil("\r\n");
+            const std::string second = co_await link.reader.readuntil("\r\n.\r\n");
+            const std::string third = co_await link.reader.readuntil("e");
+            CHECK(first == "one\r\n");
+            CHECK(empty == "\r\n");
+            CHECK(second == "two\r\n.\r\n");
+            CHECK(third == "thre");
+        });
+}
+
+TEST_CASE("readuntil: a separator that begins within a false start of itself is found")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("\r\n.\r\r\n..\r\n\r\n.\r\n|aaaab|ababac|", chunk);
+            const std::string dot = co_await link.reader.readuntil("\r\n.\r\n");
+            const std::string bar = co_await link.reader.readuntil("|");
+            const std::string aab = co_await link.reader.readuntil("aab");
+            const std::string bar_again = co_await link.reader.readuntil("|");
+            const std::string abac = co_await link.reader.readuntil("abac");
+            CHECK(dot == "\r\n.\r\r\n..\r\n\r\n.\r\n");
+            CHECK(bar == "|");
+            CHECK(aab == "aaaab");
+            CHECK(bar_again == "|");
+            CHECK(abac == "ababac");
+        });
+}
+
+TEST_CASE("readuntil: of several separators that one whose match ends first")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("a;b,c\nxabcd!xbcd!end", chunk);
+            const std::string first = co_await link.reader.readuntil({"\n", ",", ";"});
+            const std::string second = co_await link.reader.readuntil({"\n", ",", ";"});
+            const std::string third = co_await link.reader.readuntil({"\n", ",", ";"});
+            const std::string inner = co_await link.reader.readuntil({"abcd!", "bc"});
+            const std::string rest = co_await link.reader.readuntil("!");
+            const std::string longer = co_await link.reader.readuntil({"bcd!", "abcd!"});
+            const std::string same_end = co_await link.reader.readuntil({"nd", "end", "d"});
+            CHECK(first == "a;");
+            CHECK(second == "b,");
+            CHECK(third == "c\n");
+            CHECK(inner == "xabc");
+            CHECK(rest == "d!");
+            CHECK(longer == "xbcd!");
+            CHECK(same_end == "end");
+        });
+}
+
+TEST_CASE("readuntil: separators hold any byte, NUL too")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const std::string nul(1, '\0');
+            raw_link link = co_await link_that_sent("a\xff" + nul + "b" + nul, chunk);
+            const std::string first = co_await link.reader.readuntil(std::string_view("\xff\0", 2));
+            const std::string second = co_await link.reader.readuntil(nul);
+            CHECK(first == "a\xff" + nul);
+            CHECK(second == "b" + nul);
+        });
+}
+
+TEST_CASE("readuntil: at the end incomplete_read_error has the partial record, which is read then")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("abc\r", chunk);
+            const auto error = co_await exception_of<us::incomplete_read_error>(link.reader.readuntil("\r\n"));
+            CHECK(error.partial() == "abc\r");
+            CHECK(!error.expected());
+            CHECK(link.reader.at_eof());
+        });
+}
+
+TEST_CASE("readuntil: no separator or an empty one is std::invalid_argument at the call")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link link = co_await link_with_raw_peer();
+            CHECK_THROWS_AS(link.reader.readuntil(""), std::invalid_argument);
+            CHECK_THROWS_AS(link.reader.readuntil({}), std::invalid_argument);
+            CHECK_THROWS_AS(link.reader.readuntil({"\n", ""}), std::invalid_argument);
+        });
+}
+
+TEST_CASE("readuntil: the separators may be gone once it was called")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link link = co_await link_with_raw_peer();
+            std::optional<std::string> separator("end of record, longer than a small string");
+            auto pending = link.reader.readuntil(*separator);
+            separator.reset();
+            link.send("x end of record, longer than a small string y");
+            const std::string record = co_await std::move(pending);
+            CHECK(record == "x end of record, longer than a small string");
+        });
+}
+
+TEST_CASE("readuntil: a record of exactly limit bytes plus its separator is accepted")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("0123456789\r\n0123456789;rest", chunk, false, 10);
+            const std::string first = co_await link.reader.readuntil("\r\n");
+            const std::string second = co_await link.reader.readuntil({";", "\r\n"});
+            CHECK(first == "0123456789\r\n");
+            CHECK(second == "0123456789;");
+        });
+}
+
+TEST_CASE("readuntil: one byte more than the limit is limit_overrun_error, and the data stays")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("0123456789a\r\nnext", chunk, false, 10);
+            const auto error = co_await exception_of<us::limit_overrun_error>(link.reader.readuntil("\r\n"));
+            CHECK(error.code() == us::errc::limit_overrun);
+            CHECK(error.consumed() == 11);
+            const auto again = co_await exception_of<us::limit_overrun_error>(link.reader.readuntil("\r\n"));
+            CHECK(again.consumed() == 11);
+            const std::string skipped = co_await link.reader.readexactly(again.consumed());
+            const std::string end = co_await link.reader.readuntil("\r\n");
+            const std::string rest = co_await link.reader.read();
+            CHECK(skipped == "0123456789a");
+            CHECK(end == "\r\n");
+            CHECK(rest == "next");
+        });
+}
+
+TEST_CASE("readuntil: what limit_overrun_error says was consumed holds no part of a separator")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const std::string body(200, 'x');
+            raw_link link = co_await link_that_sent(body + "\r\n.\r\nrest", chunk, false, 10);
+            std::string record;
+            for (;;)
+            {
+                std::optional<std::size_t> consumed;
+                try
+                {
+                    record += co_await link.reader.readuntil("\r\n.\r\n");
+                }
+                catch (const us::limit_overrun_error& error)
+                {
+                    consumed = error.consumed();
+                }
+                if (!consumed)
+                    break;
+                CHECK(*consumed > 10);
+                CHECK(*consumed <= body.size());
+                record += co_await link.reader.readexactly(*consumed);
+            }
+            CHECK(record == body + "\r\n.\r\n");
+        });
+}
+
+TEST_CASE("readuntil: limit bytes without a separator are no overrun yet")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("0123456789", chunk, false, 10);
+            const auto error = co_await exception_of<us::incomplete_read_error>(link.reader.readuntil("\n"));
+            CHECK(error.partial() == "0123456789");
+        });
+}
+
+TEST_CASE("readline: lines with their newlines, the partial one at the end, then empty")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    const bool tls = GENERATE(false, true);
+    CAPTURE(chunk, tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("first\r\n\nthird\nlast", chunk, tls);
+            for (const std::string& expected : std::vector<std::string>{"first\r\n", "\n", "third\n", "last", "", ""})
+            {
+                const std::string line = co_await link.reader.readline();
+                CHECK(line == expected);
+            }
+            CHECK(link.reader.at_eof());
+        });
+}
+
+TEST_CASE("readline: a line of exactly limit bytes plus its newline is accepted")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    const bool tls = GENERATE(false, true);
+    CAPTURE(chunk, tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("0123456789\nnext\n", chunk, tls, 10);
+            const std::string line = co_await link.reader.readline();
+            const std::string next = co_await link.reader.readline();
+            CHECK(line == "0123456789\n");
+            CHECK(next == "next\n");
+        });
+}
+
+TEST_CASE("readline: a line of 64 KiB is accepted unless told otherwise, and one byte more is not")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            const std::string longest(64 * 1024, 'x');
+            raw_link link = co_await link_that_sent(longest + "\n" + longest + "x\n", 0);
+            const std::string line = co_await link.reader.readline();
+            CHECK(line == longest + "\n");
+            const std::error_code error = co_await error_of(link.reader.readline());
+            CHECK(error == us::errc::limit_overrun);
+        });
+}
+
+TEST_CASE("readline: a line longer than the limit is dropped with its newline")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("0123456789a\nnext\n", 0, false, 10);
+            const auto error = co_await exception_of<us::limit_overrun_error>(link.reader.readline());
+            CHECK(error.consumed() == 11);
+            const std::string next = co_await link.reader.readline();
+            CHECK(next == "next\n");
+        });
+}
+
+TEST_CASE("readline: of a line longer than the limit whose newline has not come all that came is dropped")
+{
+    const auto chunk = GENERATE(std::size_t(1), std::size_t(5));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("0123456789abcde\nnext\n", chunk, false, 10);
+            const auto error = co_await exception_of<us::limit_overrun_error>(link.reader.readline());
+            const std::string rest = co_await link.reader.readline();
+            const std::string next = co_await link.reader.readline();
+            CHECK(rest == std::string("0123456789abcde\n").substr(error.consumed()));
+            CHECK(next == "next\n");
+        });
+}
+
+TEST_CASE("reader: a second read while one is pending is errc::operation_in_progress, and the first goes on")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            raw_link link = co_await link_with_raw_peer(options_of(tls));
+            auto pending = test::spawn(executor, [&] { return link.reader.readline(); });
+            co_await test::turns();
+            for (const auto& [name, read] : read_kinds())
+            {
+                CAPTURE(name);
+                const std::error_code error = co_await error_of(read(link.reader));
+                CHECK(error == us::errc::operation_in_progress);
+            }
+            link.send("line\n");
+            const std::string line = co_await pending.join();
+            CHECK(line == "line\n");
+        });
+}
+
+TEST_CASE("reader: what came before a reset is delivered first, and the reset is repeated")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("abc", chunk, false, 100, false);
+            link.peer.reset();
+            std::string all;
+            while (all.size() < 3)
+            {
+                const std::string piece = co_await link.reader.read(10);
+                REQUIRE(!piece.empty());
+                all += piece;
+            }
+            CHECK(all == "abc");
+            for (const auto& [name, read] : read_kinds())
+            {
+                CAPTURE(name);
+                const std::error_code error = co_await error_of(read(link.reader));
+                CHECK(error == asio::error::connection_reset);
+            }
+            CHECK(!link.reader.at_eof());
+        });
+}
+
+TEST_CASE("reader: a read that a reset cuts short leaves what came to read(n)")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            for (std::size_t kind = 1; kind < read_kinds().size(); ++kind)
+            {
+                CAPTURE(read_kinds()[kind].first);
+                raw_link link = co_await link_that_sent("abc", chunk, false, 100, false);
+                link.peer.reset();
+                const std::error_code error = co_await error_of(read_kinds()[kind].second(link.reader));
+                CHECK(error == asio::error::connection_reset);
+                const std::string rest = co_await link.reader.read(10);
+                CHECK(rest == "abc");
+                const std::error_code again = co_await error_of(link.reader.read(10));
+                CHECK(again == asio::error::connection_reset);
+            }
+        });
+}
+
+TEST_CASE("reader: TLS that ends without close_notify is stream_truncated, after what came before it")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("abc", chunk, true, 100, false);
+            link.peer.send_fin();
+            const std::error_code cut = co_await error_of(link.reader.readline());
+            CHECK(cut == asio::ssl::error::stream_truncated);
+            const std::string rest = co_await link.reader.read(10);
+            CHECK(rest == "abc");
+            for (const auto& [name, read] : read_kinds())
+            {
+                CAPTURE(name);
+                const std::error_code error = co_await error_of(read(link.reader));
+                CHECK(error == asio::ssl::error::stream_truncated);
+            }
+            CHECK(!link.reader.at_eof());
+        });
+}
+
+TEST_CASE("reader: with suppress_ragged_eofs TLS that ends without close_notify is the end")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            us::connection_options options = options_of(true);
+            options.suppress_ragged_eofs = true;
+            raw_link link = co_await link_with_raw_peer(options);
+            link.send("abc");
+            link.peer.send_fin();
+            const std::string all = co_await link.reader.read();
+            CHECK(all == "abc");
+            CHECK(link.reader.at_eof());
+        });
+}
+
+TEST_CASE("reader: a reset under TLS is an error that is repeated")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("abc", 0, true, 100, false);
+            const std::string came = co_await link.reader.read(10);
+            CHECK(came == "abc");
+            link.peer.reset();
+            for (int i = 0; i < 3; ++i)
+            {
+                const std::error_code error = co_await error_of(link.reader.read(10));
+                CHECK(error == asio::error::connection_reset);
+            }
+        });
+}
+
+TEST_CASE("reader: a read cancelled at any moment loses nothing")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    const bool tls = GENERATE(false, true);
+    CAPTURE(chunk, tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            const std::string sent = lines(20);
+            int cancelled = 0;
+            for (const auto& kind : read_kinds())
+            {
+                CAPTURE(kind.first);
+                raw_link link = co_await link_that_sent(sent, chunk, tls);
+                std::string all;
+                for (int moment = 0; all.size() < sent.size(); ++moment)
+                {
+                    auto pending = test::spawn(executor, [&] { return kind.second(link.reader); });
+                    co_await test::turns(moment % 23);
+                    pending.cancel();
+                    std::error_code error;
+                    try
+                    {
+                        all += co_await pending.join();
+                    }
+                    catch (const us::incomplete_read_error& end)
+                    {
+                        all += end.partial();
+                    }
+                    catch (const std::system_error& failed)
+                    {
+                        error = failed.code();
+                    }
+                    if (error)
+                    {
+                        REQUIRE(error == asio::error::operation_aborted);
+                        ++cancelled;
+                    }
+                }
+                CHECK(all == sent);
+            }
+            if (chunk == 1)
+                CHECK(cancelled > 0);
+        });
+}
+
+TEST_CASE("reader: a read cancelled while nothing comes is operation_aborted, and the next read goes on")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            raw_link link = co_await link_with_raw_peer(options_of(tls));
+            for (const auto& kind : read_kinds())
+            {
+                CAPTURE(kind.first);
+                auto pending = test::spawn(executor, [&] { return kind.second(link.reader); });
+                co_await test::turns();
+                pending.cancel();
+                const std::error_code error = co_await error_of(pending.join());
+                CHECK(error == asio::error::operation_aborted);
+            }
+            link.send("still here\n");
+            const std::string line = co_await link.reader.readline();
+            CHECK(line == "still here\n");
+        });
+}
+
+TEST_CASE("is_tls: false in plain text, true after the upgrade")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link plain = co_await link_with_raw_peer();
+            CHECK(!plain.reader.is_tls());
+            raw_link tls = co_await link_with_raw_peer(options_of(true));
+            CHECK(tls.reader.is_tls());
+        });
+}
+
+TEST_CASE("reader: a copy reads from the same connection")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("one\ntwo\n", 0);
+            us::stream_reader copy = link.reader;
+            const std::string one = co_await copy.readline();
+            const std::string two = co_await link.reader.readline();
+            CHECK(one == "one\n");
+            CHECK(two == "two\n");
+        });
+}
+
+TEST_CASE("reader: while nobody reads, a peer that floods is stopped by the kernel's buffers")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_with_raw_peer(options_of(tls, 1000));
+            const int size = 64 * 1024;
+            ::setsockopt(*link.writer.get_extra_info<"socket">(), SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+            ::setsockopt(link.peer.descriptor(), SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+            const std::string junk(16 * 1024, 'x');
+            std::size_t sent = 0;
+            for (int idle = 0; idle < 20;)
+            {
+                const ssize_t count =
+                    ::send(link.peer.descriptor(), junk.data(), junk.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+                sent += count > 0 ? std::size_t(count) : 0;
+                idle = count > 0 ? 0 : idle + 1;
+                REQUIRE(sent < 8 * 1024 * 1024);
+                co_await test::turns();
+            }
+            CHECK(sent > 0);
+            link.peer.reset();
+        });
+}
+
+TEST_CASE("reader: a record without end takes no more memory than the limit and one receive")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link link = co_await link_with_raw_peer(options_of(false, 1000));
+            link.send(std::string(200'000, 'x'));
+            const auto error = co_await exception_of<us::limit_overrun_error>(link.reader.readuntil("\r\n"));
+            CHECK(error.consumed() > 1000);
+            CHECK(error.consumed() <= 1000 + 64 * 1024);
+            const auto again = co_await exception_of<us::limit_overrun_error>(link.reader.readuntil("\r\n"));
+            CHECK(again.consumed() == error.consumed());
+        });
+}
+
+namespace
+{
+
+/// What a reader must do with the rest of what a peer sent and ended.
+struct reader_model
+{
+    std::string_view rest;
+    std::size_t limit;
+
+    struct match
+    {
+        std::size_t begin;
+        std::size_t end;
+    };
+
+    std::optional<match> find(const std::vector<std::string_view>& separators) const
+    {
+        for (std::size_t end = 1; end <= rest.size(); ++end)
+            for (const std::string_view separator : separators)
+                if (rest.substr(0, end).ends_with(separator))
+                    return match{end - separator.size(), end};
+        return std::nullopt;
+    }
+};
+
+awaitable<void> compare_with_model(unsigned seed, std::size_t chunk, bool tls)
+{
+    std::mt19937 random(seed);
+    const auto below = [&random](std::size_t n) { return std::size_t(random() % n); };
+    std::string sent;
+    while (sent.size() < 1500)
+    {
+        // Never two newlines in a row, so that it can be told whether one was dropped.
+        const char next = "aab;\r\n"[below(6)];
+        sent += next == '\n' && sent.ends_with('\n') ? 'a' : next;
+    }
+    const std::size_t limit = 1 + below(12);
+    raw_link link = co_await link_with_raw_peer(options_of(tls, limit), chunk);
+    if (tls)
+        for (std::string_view left = sent; !left.empty();)
+        {
+            const std::size_t size = std::min(left.size(), 1 + below(100));
+            link.send(left.substr(0, size));
+            left.remove_prefix(size);
+        }
+    else
+        link.send(sent);
+    link.end();
+
+    reader_model model{sent, limit};
+    us::stream_reader& reader = link.reader;
+    while (!model.rest.empty())
+    {
+        const std::size_t offset = sent.size() - model.rest.size();
+        CAPTURE(offset);
+        const std::size_t choice = below(6);
+        if (choice == 0)
+        {
+            const std::size_t size = 1 + below(20);
+            const std::string got = co_await reader.read(size);
+            REQUIRE(!got.empty());
+            REQUIRE(got.size() <= size);
+            REQUIRE(model.rest.starts_with(got));
+            model.rest.remove_prefix(got.size());
+            continue;
+        }
+        if (choice == 1)
+        {
+            const std::size_t size = below(40);
+            std::string got;
+            bool incomplete = false;
+            try
+            {
+                got = co_await reader.readexactly(size);
+            }
+            catch (const us::incomplete_read_error& error)
+            {
+                incomplete = true;
+                got = error.partial();
+            }
+            REQUIRE(incomplete == (size > model.rest.size()));
+            REQUIRE(got == model.rest.substr(0, size));
+            model.rest.remove_prefix(got.size());
+            continue;
+        }
+        static const std::vector<std::vector<std::string_view>> choices = {
+            {"\n"}, {"\n"}, {"\r\n"}, {";", "aab"}, {"ab", "a;b", "b\r"}};
+        const bool line = choice == 2;
+        const std::vector<std::string_view>& separators = choices[choice - 1];
+        std::size_t longest = 0;
+        for (const std::string_view separator : separators)
+            longest = std::max(longest, separator.size());
+        const auto match = model.find(separators);
+        const bool overrun = match ? match->begin > limit : model.rest.size() + 1 > limit + longest;
+        std::string got;
+        std::optional<std::size_t> consumed;
+        bool incomplete = false;
+        try
+        {
+            if (line)
+                got = co_await reader.readline();
+            else
+                got = co_await reader.readuntil(std::span(separators));
+        }
+        catch (const us::limit_overrun_error& error)
+        {
+            consumed = error.consumed();
+        }
+        catch (const us::incomplete_read_error& error)
+        {
+            incomplete = true;
+            got = error.partial();
+        }
+        REQUIRE(consumed.has_value() == overrun);
+        if (!overrun)
+        {
+            REQUIRE(incomplete == (!match && !line));
+            REQUIRE(got == model.rest.substr(0, match ? match->end : model.rest.npos));
+            model.rest.remove_prefix(got.size());
+            continue;
+        }
+        REQUIRE(*consumed > limit);
+        REQUIRE(*consumed <= (match ? match->begin : model.rest.size()));
+        if (line)
+        {
+            model.rest.remove_prefix(*consumed);
+            const std::string next = co_await reader.read(1);
+            if (model.rest.starts_with('\n') && next != "\n")
+                model.rest.remove_prefix(1);
+            REQUIRE(next == model.rest.substr(0, 1));
+            model.rest.remove_prefix(next.size());
+        }
+    }
+    const std::string end = co_await reader.read();
+    REQUIRE(end.empty());
+    REQUIRE(reader.at_eof());
+}
+
+} // namespace
+
+TEST_CASE("reader: random reads agree with a model, however the bytes arrive")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    const bool tls = GENERATE(false, true);
+    for (unsigned seed = 1; seed <= (tls ? 4u : 20u); ++seed)
+    {
+        CAPTURE(chunk, tls, seed);
+        test::run([=] { return compare_with_model(seed, chunk, tls); });
+    }
+}

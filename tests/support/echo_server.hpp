@@ -1,0 +1,143 @@
+#ifndef TEST_SUPPORT_ECHO_SERVER_HPP
+#define TEST_SUPPORT_ECHO_SERVER_HPP
+
+#include "certificates.hpp"
+#include "socket_pair.hpp"
+
+#include <upgradeable_streams/open_connection.hpp>
+#include <upgradeable_streams/start_server.hpp>
+#include <upgradeable_streams/tls_context.hpp>
+
+#include <asio/awaitable.hpp>
+#include <asio/ip/tcp.hpp>
+#include <asio/ssl/context.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <system_error>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace test
+{
+
+/// The library's context of a server, by default with `localhost_certificate()`.
+inline asio::ssl::context server_context(const issued& identity = localhost_certificate())
+{
+    return upgradeable_streams::create_server_context(
+        {.identity = {.certificate_chain_file = identity.certificate_file, .private_key_file = identity.key_file}});
+}
+
+/// The library's context of a client that trusts `authority()`.
+inline asio::ssl::context client_context()
+{
+    const std::string ca_file = authority().ca_file();
+    return upgradeable_streams::create_client_context({.ca_file = ca_file});
+}
+
+/// A handler that sends each line back, upgrades the connection at STARTTLS, and returns at the end.
+inline asio::awaitable<void> echo(upgradeable_streams::stream_reader reader, upgradeable_streams::stream_writer writer)
+{
+    for (;;)
+    {
+        const std::string line = co_await reader.readline();
+        if (line.empty())
+            co_return;
+        if (line == "STARTTLS\n")
+            std::tie(reader, writer) = co_await writer.start_tls();
+        else
+            writer.write(line);
+        co_await writer.drain();
+    }
+}
+
+/// What a server reported to its error handler, which is a copy of this. Safe to use from several threads.
+class error_log
+{
+public:
+    struct entry
+    {
+        std::error_code code; ///< Of a std::system_error.
+        std::string what;     ///< Empty for what is no std::exception.
+        upgradeable_streams::socket_address peer;
+    };
+
+    void operator()(std::exception_ptr error, const upgradeable_streams::socket_address& peer) const
+    {
+        const std::lock_guard lock(shared_->mutex);
+        shared_->reports.emplace_back(std::move(error), peer);
+    }
+
+    std::size_t size() const
+    {
+        const std::lock_guard lock(shared_->mutex);
+        return shared_->reports.size();
+    }
+
+    std::vector<entry> entries() const
+    {
+        const std::lock_guard lock(shared_->mutex);
+        std::vector<entry> made;
+        for (const auto& [error, peer] : shared_->reports)
+            made.push_back(describe(error, peer));
+        return made;
+    }
+
+private:
+    struct shared
+    {
+        std::mutex mutex;
+        std::vector<std::pair<std::exception_ptr, upgradeable_streams::socket_address>> reports;
+    };
+
+    static entry describe(const std::exception_ptr& error, const upgradeable_streams::socket_address& peer)
+    try
+    {
+        std::rethrow_exception(error);
+    }
+    catch (const std::system_error& e)
+    {
+        return {e.code(), e.what(), peer};
+    }
+    catch (const std::exception& e)
+    {
+        return {{}, e.what(), peer};
+    }
+    catch (...)
+    {
+        return {{}, {}, peer};
+    }
+
+    std::shared_ptr<shared> shared_ = std::make_shared<shared>();
+};
+
+/// The first endpoint that a server on 127.0.0.1 or on all interfaces is bound to.
+inline asio::ip::tcp::endpoint endpoint_of(const upgradeable_streams::server& server)
+{
+    return loopback(server.sockets().front().port);
+}
+
+/// What a server answers to one line in plain text.
+inline asio::awaitable<std::string> ask(std::string host, std::uint16_t port, std::string line)
+{
+    auto [reader, writer] = co_await upgradeable_streams::open_connection(host, port);
+    writer.write(line);
+    std::string answer = co_await reader.readline();
+    writer.close();
+    co_await writer.wait_closed();
+    co_return answer;
+}
+
+inline asio::awaitable<std::string> ask(const upgradeable_streams::server& server, std::string line)
+{
+    return ask("127.0.0.1", server.sockets().front().port, std::move(line));
+}
+
+} // namespace test
+
+#endif

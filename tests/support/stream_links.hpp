@@ -1,0 +1,199 @@
+#ifndef TEST_SUPPORT_STREAM_LINKS_HPP
+#define TEST_SUPPORT_STREAM_LINKS_HPP
+
+// Connections for the tests of the library's readers and writers.
+
+#include "certificates.hpp"
+#include "chunked_stream.hpp"
+#include "raw_peer.hpp"
+#include "run.hpp"
+#include "socket_pair.hpp"
+#include "thread.hpp"
+#include "wire_tap.hpp"
+
+#include <upgradeable_streams/open_connection.hpp>
+#include <upgradeable_streams/tls_context.hpp>
+
+#include <asio/awaitable.hpp>
+#include <asio/ip/tcp.hpp>
+#include <asio/post.hpp>
+#include <asio/ssl/context.hpp>
+#include <asio/this_coro.hpp>
+#include <asio/use_awaitable.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <future>
+#include <memory>
+#include <string_view>
+#include <utility>
+
+namespace test
+{
+
+/// Trusts `authority()`.
+inline asio::ssl::context make_client_context()
+{
+    return upgradeable_streams::create_client_context({.ca_file = authority().ca_file()});
+}
+
+/// Brings `localhost_certificate()`.
+inline asio::ssl::context make_server_context()
+{
+    const issued& own = localhost_certificate();
+    return upgradeable_streams::create_server_context(
+        {.identity = {.certificate_chain_file = own.certificate_file, .private_key_file = own.key_file}});
+}
+
+inline asio::ssl::context& client_context()
+{
+    static asio::ssl::context shared = make_client_context();
+    return shared;
+}
+
+inline asio::ssl::context& server_context()
+{
+    static asio::ssl::context shared = make_server_context();
+    return shared;
+}
+
+/// As `client_context`, with TLS 1.2 at most.
+inline asio::ssl::context& tls12_client_context()
+{
+    static asio::ssl::context shared = []
+    {
+        asio::ssl::context made = make_client_context();
+        SSL_CTX_set_max_proto_version(made.native_handle(), TLS1_2_VERSION);
+        return made;
+    }();
+    return shared;
+}
+
+/// A reader and a writer under test, and the other end.
+struct raw_link
+{
+    upgradeable_streams::stream_reader reader;
+    upgradeable_streams::stream_writer writer;
+    raw_peer peer;
+
+    /// Sends from the peer; under TLS in records of `piece` bytes, where that is not 0.
+    void send(std::string_view bytes, std::size_t piece = 0)
+    {
+        if (!peer.ssl())
+            return peer.send_all(bytes);
+        for (; !bytes.empty(); bytes.remove_prefix(std::min(bytes.size(), piece ? piece : bytes.size())))
+            peer.tls_write(bytes.substr(0, piece ? piece : bytes.size()));
+    }
+
+    /// The peer's clean end.
+    void end()
+    {
+        if (peer.ssl())
+            peer.tls_shutdown_send_only();
+        peer.send_fin();
+    }
+};
+
+/// Connects a pair with a raw peer, through a stream that cuts what passes to `chunk` bytes; with a context and
+/// not `upgradeable`, both are in TLS then.
+inline asio::awaitable<raw_link> link_with_raw_peer(upgradeable_streams::connection_options options = {},
+                                                    std::size_t chunk = 0)
+{
+    const auto executor = co_await asio::this_coro::executor;
+    auto sockets = tcp_pair(executor);
+    raw_peer peer(sockets.second.release());
+    const bool is_client = options.role == upgradeable_streams::tls_role::client;
+    const bool tls = options.ssl != nullptr && !options.upgradeable;
+    if (options.ssl != nullptr && is_client && options.server_hostname.empty())
+        options.server_hostname = "localhost";
+    std::future<void> handshake;
+    if (tls)
+        handshake =
+            run_in_thread([&peer, is_client]
+                          { is_client ? peer.tls_accept(localhost_server()) : peer.tls_connect(localhost_client()); });
+    auto pair = co_await upgradeable_streams::open_connection(
+        chunked_stream<asio::ip::tcp::socket>(std::move(sockets.first), chunk), options);
+    if (tls)
+        co_await joined(std::move(handshake));
+    raw_link made{std::move(pair.first), std::move(pair.second), std::move(peer)};
+    co_return made;
+}
+
+/// Both ends of a connection under test.
+struct stream_link
+{
+    upgradeable_streams::stream_reader reader;
+    upgradeable_streams::stream_writer writer;
+    upgradeable_streams::stream_reader peer_reader;
+    upgradeable_streams::stream_writer peer_writer;
+};
+
+/// Connects two pairs, the first through a stream that cuts what passes to `chunk` bytes. With a context in
+/// `options` both are in TLS then, or can be upgraded; `options` are those of the first.
+inline asio::awaitable<stream_link> link_of_streams(upgradeable_streams::connection_options options = {},
+                                                    upgradeable_streams::connection_options peer_options = {},
+                                                    std::size_t chunk = 0)
+{
+    const auto executor = co_await asio::this_coro::executor;
+    auto sockets = tcp_pair(executor);
+    if (options.ssl != nullptr)
+    {
+        if (options.server_hostname.empty())
+            options.server_hostname = "localhost";
+        if (peer_options.ssl == nullptr)
+            peer_options.ssl = &server_context();
+        peer_options.upgradeable = options.upgradeable;
+        peer_options.role = upgradeable_streams::tls_role::server;
+    }
+    auto other = spawn(executor, [&sockets, peer_options]
+                       { return upgradeable_streams::open_connection(std::move(sockets.second), peer_options); });
+    auto pair = co_await upgradeable_streams::open_connection(
+        chunked_stream<asio::ip::tcp::socket>(std::move(sockets.first), chunk), options);
+    auto peer = co_await other.join();
+    stream_link made{std::move(pair.first), std::move(pair.second), std::move(peer.first), std::move(peer.second)};
+    co_return made;
+}
+
+/// Both ends of a connection under test, and a tap on the wire between them.
+struct tapped_link
+{
+    std::unique_ptr<wire_tap> tap;
+    stream_link link;
+};
+
+/// As `link_of_streams`, with the first connected by `open_connection` to 127.0.0.1.
+inline asio::awaitable<tapped_link> link_through_tap(upgradeable_streams::connection_options options = {})
+{
+    const auto executor = co_await asio::this_coro::executor;
+    asio::ip::tcp::acceptor acceptor(executor, loopback());
+    auto tap = std::make_unique<wire_tap>(executor, acceptor.local_endpoint());
+    auto accepted = spawn(
+        executor,
+        [&]() -> asio::awaitable<std::pair<upgradeable_streams::stream_reader, upgradeable_streams::stream_writer>>
+        {
+            auto socket = co_await acceptor.async_accept(asio::use_awaitable);
+            upgradeable_streams::connection_options peer_options;
+            peer_options.ssl = options.ssl != nullptr ? &server_context() : nullptr;
+            peer_options.upgradeable = options.upgradeable;
+            peer_options.role = upgradeable_streams::tls_role::server;
+            auto pair = co_await upgradeable_streams::open_connection(std::move(socket), peer_options);
+            co_return pair;
+        });
+    auto pair = co_await upgradeable_streams::open_connection("127.0.0.1", tap->port(), options);
+    auto peer = co_await accepted.join();
+    tapped_link made{std::move(tap),
+                     {std::move(pair.first), std::move(pair.second), std::move(peer.first), std::move(peer.second)}};
+    co_return made;
+}
+
+/// Lets everything else that is ready run, so many times: a coroutine spawned before has then come to its first wait.
+inline asio::awaitable<void> turns(int count = 10)
+{
+    const auto executor = co_await asio::this_coro::executor;
+    for (int i = 0; i < count; ++i)
+        co_await asio::post(executor, asio::use_awaitable);
+}
+
+} // namespace test
+
+#endif

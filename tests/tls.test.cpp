@@ -1,0 +1,183 @@
+#include <upgradeable_streams/tls.hpp>
+
+#include "support/catch.hpp"
+#include "support/certificates.hpp"
+#include "support/openssl.hpp"
+#include "support/raw_peer.hpp"
+#include "support/socket_pair.hpp"
+#include "support/thread.hpp"
+
+#include <openssl/pem.h>
+
+#include <chrono>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace us = upgradeable_streams;
+
+namespace
+{
+
+us::certificate load(const test::issued& issued)
+{
+    const test::openssl_ptr<BIO, BIO_free_all> file(BIO_new_file(issued.certificate_file.c_str(), "r"));
+    const test::openssl_ptr<X509, X509_free> x509(PEM_read_bio_X509(file.get(), nullptr, nullptr, nullptr));
+    test::openssl_check(x509.get(), "PEM_read_bio_X509");
+    return us::certificate(x509.get());
+}
+
+using names = std::vector<std::string>;
+
+/// What both ends of a handshake between raw peers can tell, the client's first.
+std::pair<us::tls_session, us::tls_session> sessions(const test::tls_settings& client, const test::tls_settings& server)
+{
+    test::raw_listener listener;
+    auto serving = test::run_in_thread(
+        [&]
+        {
+            test::raw_peer peer = listener.accept();
+            peer.tls_accept(server);
+            us::tls_session session(peer.ssl());
+            peer.tls_shutdown();
+            return session;
+        });
+    auto peer = test::raw_peer::connect(listener.endpoint());
+    peer.tls_connect(client);
+    us::tls_session session(peer.ssl());
+    peer.tls_shutdown();
+    return {session, serving.get()};
+}
+
+} // namespace
+
+TEST_CASE("certificate: subject and issuer are in the form of RFC 2253")
+{
+    const auto certificate = load(test::authority().issue({.common_name = "host.test"}));
+    CHECK(certificate.subject() == "CN=host.test");
+    CHECK(certificate.issuer() == "CN=upgradeable_streams test CA");
+}
+
+TEST_CASE("certificate: a subject with characters that RFC 2253 escapes has them escaped")
+{
+    const auto certificate = load(test::authority().issue({.common_name = "a,b+c"}));
+    CHECK(certificate.subject() == "CN=a\\,b\\+c");
+}
+
+TEST_CASE("certificate: not_before and not_after are points in time")
+{
+    using std::chrono::days;
+    const auto certificate =
+        load(test::authority().issue({.common_name = "test", .valid_from = days(-10), .valid_until = days(20)}));
+    CHECK(certificate.not_after() - certificate.not_before() == days(30));
+    const auto now = std::chrono::system_clock::now();
+    CHECK(certificate.not_before() < now - days(9));
+    CHECK(certificate.not_after() > now + days(19));
+    CHECK(certificate.not_after() < now + days(21));
+}
+
+TEST_CASE("certificate: times before 1970 and after 2038 are right")
+{
+    using namespace std::chrono;
+    const auto start = system_clock::now();
+    const auto certificate =
+        load(test::authority().issue({.common_name = "test", .valid_from = days(-36500), .valid_until = days(36500)}));
+    CHECK(certificate.not_before() < start - days(36499));
+    CHECK(certificate.not_before() > start - days(36501));
+    CHECK(certificate.not_after() > start + days(36499));
+    CHECK(certificate.not_after() < start + days(36501));
+}
+
+TEST_CASE("certificate: subject_alt_names tells DNS names and IP addresses, in order")
+{
+    const auto certificate = load(test::authority().issue(
+        {.common_name = "test", .dns_names = {"host.test", "*.host.test"}, .ip_addresses = {"127.0.0.1", "::1"}}));
+    CHECK(certificate.subject_alt_names() ==
+          names{"DNS:host.test", "DNS:*.host.test", "IP Address:127.0.0.1", "IP Address:::1"});
+}
+
+TEST_CASE("certificate: without subject alternative names the list is empty, whatever the common name")
+{
+    CHECK(load(test::authority().issue({.common_name = "host.test"})).subject_alt_names().empty());
+}
+
+TEST_CASE("certificate: a name with a NUL in it is told whole, not up to the NUL")
+{
+    const std::string name("good.test\0.evil.test", 20);
+    const auto certificate = load(test::authority().issue({.common_name = "test", .dns_names = {name}}));
+    CHECK(certificate.subject_alt_names() == names{"DNS:" + name});
+}
+
+TEST_CASE("certificate: copies share the X509, which lasts as long as one of them")
+{
+    std::optional<us::certificate> first = load(test::authority().issue({.common_name = "host.test"}));
+    const us::certificate second = *first;
+    CHECK(first->native_handle() == second.native_handle());
+    first.reset();
+    CHECK(second.subject() == "CN=host.test");
+}
+
+TEST_CASE("tls_session: it tells what a handshake of TLS 1.3 negotiated")
+{
+    const auto [client, server] = sessions(test::localhost_client(), test::localhost_server());
+    for (const auto& session : {client, server})
+    {
+        CHECK(session.version == "TLSv1.3");
+        CHECK(session.cipher.protocol == "TLSv1.3");
+        CHECK_THAT(session.cipher.name, test::starts_with("TLS_"));
+        CHECK(session.cipher.secret_bits == 256);
+        CHECK(session.server_name == "localhost");
+        CHECK(!session.alpn_protocol);
+        CHECK(!session.session_reused);
+        CHECK(session.verify_result == X509_V_OK);
+    }
+    REQUIRE(client.peer_certificate);
+    CHECK(client.peer_certificate->subject() == "CN=localhost");
+    CHECK(!server.peer_certificate);
+}
+
+TEST_CASE("tls_session: it tells what a handshake of TLS 1.2 negotiated, and the client's certificate")
+{
+    auto client_settings = test::localhost_client();
+    client_settings.server_name.clear();
+    client_settings.certificate_file = test::client_certificate().certificate_file;
+    client_settings.key_file = test::client_certificate().key_file;
+    client_settings.max_version = TLS1_2_VERSION;
+    client_settings.adjust = [](SSL_CTX* context)
+    { SSL_CTX_set_cipher_list(context, "ECDHE-ECDSA-AES128-GCM-SHA256"); };
+    auto server_settings = test::localhost_server();
+    server_settings.ca_file = test::authority().ca_file();
+
+    const auto [client, server] = sessions(client_settings, server_settings);
+    CHECK(client.version == "TLSv1.2");
+    CHECK(client.cipher.name == "ECDHE-ECDSA-AES128-GCM-SHA256");
+    CHECK(client.cipher.protocol == "TLSv1.2");
+    CHECK(client.cipher.secret_bits == 128);
+    CHECK(!client.server_name);
+    REQUIRE(server.peer_certificate);
+    CHECK(server.peer_certificate->subject() == "CN=test client");
+    CHECK(!server.server_name);
+}
+
+TEST_CASE("tls_session: it tells why a peer that was tolerated is not trusted")
+{
+    auto client = test::localhost_client();
+    client.ca_file = test::unrelated_authority().ca_file();
+    client.adjust = [](SSL_CTX* context) { SSL_CTX_set_verify(context, SSL_VERIFY_NONE, nullptr); };
+    CHECK(sessions(client, test::localhost_server()).first.verify_result ==
+          X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY);
+}
+
+TEST_CASE("tls_session: it lasts longer than the SSL object that it was read from")
+{
+    const auto session = sessions(test::localhost_client(), test::localhost_server()).first;
+    CHECK(session.peer_certificate->subject_alt_names() ==
+          names{"DNS:localhost", "IP Address:127.0.0.1", "IP Address:::1"});
+}
+
+TEST_CASE("tls_options: they can be given in a coroutine's call")
+{
+    CHECK(std::is_trivially_destructible_v<us::tls_options>);
+    CHECK(std::is_aggregate_v<us::tls_options>);
+}

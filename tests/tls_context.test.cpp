@@ -1,0 +1,700 @@
+#include <upgradeable_streams/tls_context.hpp>
+#include <upgradeable_streams/upgradeable_stream.hpp>
+
+#include "support/catch.hpp"
+#include "support/certificates.hpp"
+#include "support/openssl.hpp"
+#include "support/raw_peer.hpp"
+#include "support/run.hpp"
+#include "support/temporary_directory.hpp"
+#include "support/thread.hpp"
+
+#include <asio/ip/tcp.hpp>
+#include <asio/read.hpp>
+#include <asio/redirect_error.hpp>
+#include <asio/use_awaitable.hpp>
+#include <openssl/evp.h>
+#include <openssl/pem.h>
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <functional>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+namespace us = upgradeable_streams;
+using asio::ip::tcp;
+using us::tls_role;
+using namespace std::string_literals;
+using namespace std::string_view_literals;
+
+namespace
+{
+
+us::key_pair_options identity_of(const test::issued& issued)
+{
+    return {.certificate_chain_file = issued.certificate_file, .private_key_file = issued.key_file};
+}
+
+us::server_context_options localhost()
+{
+    return {.identity = identity_of(test::localhost_certificate())};
+}
+
+const std::string& ca_file()
+{
+    static const std::string file = test::authority().ca_file();
+    return file;
+}
+
+struct encounter
+{
+    std::error_code error; ///< Of start_tls.
+    std::optional<us::tls_session> session;
+    std::string session_id_context;
+    std::string received;
+    std::error_code end; ///< Of the last read.
+    std::string peer_error;
+    std::optional<us::tls_session> peer_session;
+};
+
+/// Lets a stream with `context` meet a raw peer, and tells how it went for both.
+encounter meet(asio::ssl::context& context, tls_role role, const test::tls_settings& settings,
+               const std::function<void(test::raw_peer&)>& then = {})
+{
+    return test::run(
+        [&]() -> asio::awaitable<encounter>
+        {
+            test::raw_listener listener;
+            tcp::socket socket(co_await asio::this_coro::executor);
+            socket.connect(test::loopback(listener.port()));
+            auto peer = test::run_in_thread(
+                [&, raw = listener.accept()]() mutable
+                {
+                    test::raw_peer mine = std::move(raw);
+                    std::pair<std::string, std::optional<us::tls_session>> result;
+                    try
+                    {
+                        role == tls_role::client ? mine.tls_accept(settings) : mine.tls_connect(settings);
+                        result.second.emplace(mine.ssl());
+                        if (then)
+                            then(mine);
+                        mine.tls_shutdown();
+                    }
+                    catch (const std::exception& error)
+                    {
+                        result.first = error.what();
+                    }
+                    return result;
+                });
+            encounter result;
+            {
+                us::upgradeable_stream<tcp::socket> stream(
+                    std::move(socket), {.ssl = &context, .role = role, .server_hostname = "localhost"});
+                try
+                {
+                    co_await stream.start_tls();
+                    result.session = stream.session();
+                    unsigned size = 0;
+                    const unsigned char* id =
+                        SSL_SESSION_get0_id_context(SSL_get_session(stream.native_handle()), &size);
+                    result.session_id_context.assign(id, id + size);
+                    asio::error_code end;
+                    co_await asio::async_read(stream, asio::dynamic_buffer(result.received),
+                                              asio::redirect_error(asio::use_awaitable, end));
+                    result.end = end;
+                    co_await stream.async_shutdown({}, asio::redirect_error(asio::use_awaitable, end));
+                }
+                catch (const std::system_error& error)
+                {
+                    result.error = error.code();
+                }
+            }
+            std::tie(result.peer_error, result.peer_session) = co_await test::joined(std::move(peer));
+            co_return result;
+        });
+}
+
+test::tls_settings peer_of(tls_role role)
+{
+    return role == tls_role::client ? test::localhost_server() : test::localhost_client();
+}
+
+asio::ssl::context context_of(tls_role role)
+{
+    if (role == tls_role::client)
+        return us::create_client_context({.ca_file = ca_file()});
+    return us::create_server_context(localhost());
+}
+
+std::string slurp(const std::string& file)
+{
+    std::ifstream stream(file);
+    return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+}
+
+/// A copy of the key in `file`, encrypted with `password`.
+std::string encrypted_key(const test::temporary_directory& directory, const std::string& file, const char* password)
+{
+    const test::openssl_ptr<BIO, BIO_free_all> in(BIO_new_file(file.c_str(), "r"));
+    const test::openssl_ptr<EVP_PKEY, EVP_PKEY_free> key(PEM_read_bio_PrivateKey(in.get(), nullptr, nullptr, nullptr));
+    const test::openssl_ptr<BIO, BIO_free_all> out(BIO_new(BIO_s_mem()));
+    test::openssl_check(PEM_write_bio_PKCS8PrivateKey(out.get(), key.get(), EVP_aes_256_cbc(), password,
+                                                      int(std::string_view(password).size()), nullptr, nullptr),
+                        "PEM_write_bio_PKCS8PrivateKey");
+    char* data = nullptr;
+    const long size = BIO_get_mem_data(out.get(), &data);
+    return directory.write("encrypted.key", std::string_view(data, std::size_t(size)));
+}
+
+void offer_alpn(test::tls_settings& client, std::string_view wire)
+{
+    client.adjust = [wire](SSL_CTX* context)
+    { SSL_CTX_set_alpn_protos(context, reinterpret_cast<const unsigned char*>(wire.data()), unsigned(wire.size())); };
+}
+
+} // namespace
+
+// Protocol settings
+
+TEST_CASE("contexts: TLS 1.2 and 1.3 are spoken, TLS 1.1 is refused")
+{
+    const auto role = GENERATE(tls_role::client, tls_role::server);
+    auto context = context_of(role);
+    auto settings = peer_of(role);
+    settings.min_version = settings.max_version = TLS1_2_VERSION;
+    CHECK(meet(context, role, settings).session->version == "TLSv1.2");
+    settings.min_version = settings.max_version = TLS1_3_VERSION;
+    CHECK(meet(context, role, settings).session->version == "TLSv1.3");
+    settings.min_version = settings.max_version = TLS1_1_VERSION;
+    const auto refused = meet(context, role, settings);
+    CHECK(refused.error.category() == asio::error::get_ssl_category());
+    CHECK(!refused.session);
+    CHECK_THAT(refused.peer_error, test::contains("protocol"));
+}
+
+TEST_CASE("contexts: in TLS 1.2 only ECDHE with AEAD ciphers is spoken")
+{
+    const auto role = GENERATE(tls_role::client, tls_role::server);
+    auto context = context_of(role);
+    auto settings = peer_of(role);
+    settings.max_version = TLS1_2_VERSION;
+    const auto meet_with = [&](const char* ciphers)
+    {
+        settings.adjust = [ciphers](SSL_CTX* c) { test::openssl_check(SSL_CTX_set_cipher_list(c, ciphers), ciphers); };
+        return meet(context, role, settings);
+    };
+    for (const char* cipher :
+         {"ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-CHACHA20-POLY1305"})
+    {
+        const auto met = meet_with(cipher);
+        REQUIRE(met.session);
+        CHECK(met.session->cipher.name == cipher);
+    }
+    for (const char* cipher : {"ECDHE-ECDSA-AES128-SHA256", "ECDHE-ECDSA-AES256-SHA", "ECDHE-ECDSA-AES128-CCM"})
+        CHECK(meet_with(cipher).error);
+}
+
+TEST_CASE("create_server_context: the server's order of ciphers decides, not the client's")
+{
+    auto context = us::create_server_context(localhost());
+    auto settings = test::localhost_client();
+    settings.max_version = TLS1_2_VERSION;
+    std::string chosen[2];
+    const char* const orders[2] = {"ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-ECDSA-AES256-GCM-SHA384",
+                                   "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305"};
+    for (int i = 0; i < 2; ++i)
+    {
+        settings.adjust = [order = orders[i]](SSL_CTX* c) { SSL_CTX_set_cipher_list(c, order); };
+        chosen[i] = meet(context, tls_role::server, settings).session->cipher.name;
+    }
+    CHECK(chosen[0] == "ECDHE-ECDSA-AES256-GCM-SHA384");
+    CHECK(chosen[1] == chosen[0]);
+}
+
+TEST_CASE("contexts: renegotiation is refused")
+{
+    const auto role = GENERATE(tls_role::client, tls_role::server);
+    auto context = context_of(role);
+    auto settings = peer_of(role);
+    settings.max_version = TLS1_2_VERSION;
+    const auto met = meet(context, role, settings,
+                          [](test::raw_peer& peer)
+                          {
+                              ERR_clear_error();
+                              test::openssl_check(SSL_renegotiate(peer.ssl()), "SSL_renegotiate");
+                              test::openssl_check(SSL_do_handshake(peer.ssl()), "SSL_do_handshake");
+                              peer.tls_write("x");
+                              peer.tls_read_some();
+                          });
+    CHECK(met.session);
+    CHECK_THAT(met.peer_error, test::contains("no renegotiation"));
+}
+
+TEST_CASE("contexts: no compression, no early data, and TLS 1.2 at least")
+{
+    auto context = context_of(GENERATE(tls_role::client, tls_role::server));
+    SSL_CTX* const handle = context.native_handle();
+    CHECK((SSL_CTX_get_options(handle) & SSL_OP_NO_COMPRESSION) != 0);
+    CHECK((SSL_CTX_get_options(handle) & SSL_OP_NO_RENEGOTIATION) != 0);
+    CHECK(SSL_CTX_get_max_early_data(handle) == 0);
+    CHECK(SSL_CTX_get_min_proto_version(handle) == TLS1_2_VERSION);
+}
+
+TEST_CASE("create_server_context: a TLS 1.3 client gets one session ticket, without early data")
+{
+    auto context = us::create_server_context(localhost());
+    auto settings = test::localhost_client();
+    static int tickets;
+    static std::uint32_t early_data;
+    tickets = 0;
+    early_data = 1;
+    settings.adjust = [](SSL_CTX* c)
+    {
+        SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_CLIENT);
+        SSL_CTX_sess_set_new_cb(c,
+                                [](SSL*, SSL_SESSION* session)
+                                {
+                                    ++tickets;
+                                    early_data = SSL_SESSION_get_max_early_data(session);
+                                    return 0;
+                                });
+    };
+    const auto met = meet(context, tls_role::server, settings);
+    CHECK(met.peer_error == "");
+    CHECK(tickets == 1);
+    CHECK(early_data == 0);
+}
+
+// Sessions
+
+namespace
+{
+
+using session_ptr = test::openssl_ptr<SSL_SESSION, SSL_SESSION_free>;
+
+/// Connects to a stream with `server`, and offers `session` if there is one. Returns whether it was resumed, the
+/// session for the next time, and whether the server knows the client's certificate.
+struct resumption
+{
+    bool reused = false;
+    bool server_knows_client = false;
+    session_ptr session;
+};
+
+resumption resume(asio::ssl::context& server, SSL_CTX* client, SSL_SESSION* session)
+{
+    return test::run(
+        [&]() -> asio::awaitable<resumption>
+        {
+            test::raw_listener listener;
+            tcp::socket socket(co_await asio::this_coro::executor);
+            socket.connect(test::loopback(listener.port()));
+            auto peer = test::run_in_thread(
+                [&, raw = listener.accept()]
+                {
+                    resumption result;
+                    const test::openssl_ptr<SSL, SSL_free> ssl(SSL_new(client));
+                    if (session)
+                        SSL_set_session(ssl.get(), session);
+                    SSL_set_fd(ssl.get(), raw.descriptor());
+                    test::openssl_check(SSL_connect(ssl.get()), "SSL_connect");
+                    char byte = 0;
+                    test::openssl_check(SSL_read(ssl.get(), &byte, 1), "SSL_read");
+                    result.reused = SSL_session_reused(ssl.get()) == 1;
+                    result.session.reset(SSL_get1_session(ssl.get()));
+                    SSL_shutdown(ssl.get());
+                    SSL_read(ssl.get(), &byte, 1);
+                    return result;
+                });
+            us::upgradeable_stream<tcp::socket> stream(std::move(socket), {.ssl = &server, .role = tls_role::server});
+            co_await stream.start_tls();
+            co_await stream.async_write_some(asio::buffer("x", 1), asio::use_awaitable);
+            const auto told = stream.session();
+            co_await stream.async_shutdown({}, asio::use_awaitable);
+            resumption result = co_await test::joined(std::move(peer));
+            CHECK(told->session_reused == result.reused);
+            result.server_knows_client = told->peer_certificate.has_value();
+            co_return result;
+        });
+}
+
+} // namespace
+
+TEST_CASE("create_server_context: a client with a certificate can resume its session, and is still known")
+{
+    const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    CAPTURE(version);
+    auto options = localhost();
+    options.client_ca_file = ca_file();
+    auto server = us::create_server_context(options);
+    auto other = us::create_server_context(options);
+    const test::openssl_ptr<SSL_CTX, SSL_CTX_free> client(SSL_CTX_new(TLS_client_method()));
+    SSL_CTX_set_max_proto_version(client.get(), version);
+    SSL_CTX_use_certificate_chain_file(client.get(), test::client_certificate().certificate_file.c_str());
+    SSL_CTX_use_PrivateKey_file(client.get(), test::client_certificate().key_file.c_str(), SSL_FILETYPE_PEM);
+
+    const auto first = resume(server, client.get(), nullptr);
+    CHECK(!first.reused);
+    CHECK(first.server_knows_client);
+    const auto second = resume(server, client.get(), first.session.get());
+    CHECK(second.reused);
+    CHECK(second.server_knows_client);
+    const auto elsewhere = resume(other, client.get(), second.session.get());
+    CHECK(!elsewhere.reused);
+    CHECK(elsewhere.server_knows_client);
+}
+
+TEST_CASE("create_server_context: the session id context is unique to the context")
+{
+    auto one = us::create_server_context(localhost());
+    auto two = us::create_server_context(localhost());
+    const auto first = meet(one, tls_role::server, test::localhost_client());
+    const auto again = meet(one, tls_role::server, test::localhost_client());
+    const auto other = meet(two, tls_role::server, test::localhost_client());
+    CHECK(!first.session_id_context.empty());
+    CHECK(first.session_id_context == again.session_id_context);
+    CHECK(first.session_id_context != other.session_id_context);
+}
+
+// ALPN
+
+TEST_CASE("ALPN: a server chooses by its own preference, and both ends tell the same")
+{
+    auto options = localhost();
+    const std::string_view protocols[] = {"second", "first"};
+    options.alpn_protocols = std::span<const std::string_view>(protocols);
+    auto context = us::create_server_context(options);
+    auto settings = test::localhost_client();
+    offer_alpn(settings, "\x05"
+                         "first"
+                         "\x06"
+                         "second");
+    const auto met = meet(context, tls_role::server, settings);
+    REQUIRE(met.session);
+    CHECK(met.session->alpn_protocol == "second");
+    CHECK(met.peer_session->alpn_protocol == "second");
+}
+
+TEST_CASE("ALPN: a server refuses a client of whose protocols it has none, and accepts one that offers none")
+{
+    auto options = localhost();
+    options.alpn_protocols = "imap";
+    auto context = us::create_server_context(options);
+    auto settings = test::localhost_client();
+    offer_alpn(settings, "\x04"
+                         "pop3");
+    const auto refused = meet(context, tls_role::server, settings);
+    CHECK(refused.error);
+    CHECK(!refused.session);
+    CHECK_THAT(refused.peer_error, test::contains("no application protocol"));
+
+    const auto accepted = meet(context, tls_role::server, test::localhost_client());
+    REQUIRE(accepted.session);
+    CHECK(!accepted.session->alpn_protocol);
+}
+
+TEST_CASE("ALPN: a client tells what the server chose")
+{
+    const std::string_view protocols[] = {"imap", "smtp"};
+    auto context = us::create_client_context(
+        {.ca_file = ca_file(), .alpn_protocols = std::span<const std::string_view>(protocols)});
+    auto settings = test::localhost_server();
+    settings.adjust = [](SSL_CTX* c)
+    {
+        SSL_CTX_set_alpn_select_cb(
+            c,
+            [](SSL*, const unsigned char** out, unsigned char* size, const unsigned char* offered, unsigned all, void*)
+            {
+                if (std::string_view(reinterpret_cast<const char*>(offered), all) != "\x04imap\x04smtp")
+                    return SSL_TLSEXT_ERR_ALERT_FATAL;
+                *out = offered + 6;
+                *size = 4;
+                return SSL_TLSEXT_ERR_OK;
+            },
+            nullptr);
+    };
+    const auto met = meet(context, tls_role::client, settings);
+    REQUIRE(met.session);
+    CHECK(met.session->alpn_protocol == "smtp");
+}
+
+TEST_CASE("ALPN: a client whose protocols the server ignores fails with alpn_not_agreed")
+{
+    auto context = us::create_client_context({.ca_file = ca_file(), .alpn_protocols = "imap"});
+    const auto met = meet(context, tls_role::client, test::localhost_server());
+    CHECK(met.error == us::errc::alpn_not_agreed);
+    CHECK(!met.session);
+}
+
+TEST_CASE("ALPN: without protocols none is offered, and none is chosen")
+{
+    auto client = us::create_client_context({.ca_file = ca_file()});
+    CHECK(!meet(client, tls_role::client, test::localhost_server()).session->alpn_protocol);
+    auto server = us::create_server_context(localhost());
+    auto settings = test::localhost_client();
+    offer_alpn(settings, "\x04"
+                         "imap");
+    const auto met = meet(server, tls_role::server, settings);
+    REQUIRE(met.session);
+    CHECK(!met.session->alpn_protocol);
+}
+
+// Verification
+
+TEST_CASE("create_client_context: a server is verified against the CA file given")
+{
+    auto context = us::create_client_context({.ca_file = ca_file()});
+    CHECK(!meet(context, tls_role::client, test::localhost_server()).error);
+    const std::string unrelated = test::unrelated_authority().ca_file();
+    auto other = us::create_client_context({.ca_file = unrelated});
+    const auto refused = meet(other, tls_role::client, test::localhost_server());
+    CHECK(refused.error);
+    CHECK_THAT(refused.peer_error, test::contains("unknown ca"));
+}
+
+TEST_CASE("create_client_context: without a CA file the system's trust store decides")
+{
+    auto unknown = us::create_client_context();
+    CHECK(meet(unknown, tls_role::client, test::localhost_server()).error);
+    ::setenv(X509_get_default_cert_file_env(), ca_file().c_str(), 1); // Where OpenSSL takes the system's store from.
+    auto trusted = us::create_client_context();
+    ::unsetenv(X509_get_default_cert_file_env());
+    CHECK(!meet(trusted, tls_role::client, test::localhost_server()).error);
+}
+
+TEST_CASE("create_client_context: verify_peer = false accepts any server")
+{
+    auto context = us::create_client_context({.verify_peer = false});
+    const auto met = meet(context, tls_role::client, test::localhost_server());
+    CHECK(!met.error);
+    CHECK(met.session->verify_result != X509_V_OK);
+}
+
+TEST_CASE("create_server_context: with a client CA file, clients with its certificates are accepted and known")
+{
+    auto options = localhost();
+    options.client_ca_file = ca_file();
+    options.require_client_certificate = GENERATE(true, false);
+    auto context = us::create_server_context(options);
+    auto settings = test::localhost_client();
+    settings.certificate_file = test::client_certificate().certificate_file;
+    settings.key_file = test::client_certificate().key_file;
+    const auto met = meet(context, tls_role::server, settings);
+    REQUIRE(met.session);
+    REQUIRE(met.session->peer_certificate);
+    CHECK(met.session->peer_certificate->subject() == "CN=test client");
+    CHECK(met.session->verify_result == X509_V_OK);
+}
+
+TEST_CASE("create_server_context: a client without a certificate is refused, unless none is required")
+{
+    auto options = localhost();
+    options.client_ca_file = ca_file();
+    auto strict = us::create_server_context(options);
+    const auto refused = meet(strict, tls_role::server, test::localhost_client());
+    CHECK(refused.error);
+    CHECK_THAT(refused.peer_error, test::contains("certificate required"));
+
+    options.require_client_certificate = false;
+    auto lenient = us::create_server_context(options);
+    const auto accepted = meet(lenient, tls_role::server, test::localhost_client());
+    REQUIRE(accepted.session);
+    CHECK(!accepted.session->peer_certificate);
+}
+
+TEST_CASE("create_server_context: a client with a certificate of another CA is refused, required or not")
+{
+    auto options = localhost();
+    options.client_ca_file = ca_file();
+    options.require_client_certificate = GENERATE(true, false);
+    auto context = us::create_server_context(options);
+    const auto stranger = test::unrelated_authority().issue({.common_name = "stranger", .client_auth = true});
+    auto settings = test::localhost_client();
+    settings.certificate_file = stranger.certificate_file;
+    settings.key_file = stranger.key_file;
+    const auto refused = meet(context, tls_role::server, settings);
+    CHECK(refused.error);
+    CHECK(!refused.session);
+    CHECK_THAT(refused.peer_error, test::contains("unknown ca"));
+}
+
+TEST_CASE("create_server_context: without a client CA file no certificate is asked for")
+{
+    auto context = us::create_server_context(localhost());
+    auto settings = test::localhost_client();
+    settings.certificate_file = test::client_certificate().certificate_file;
+    settings.key_file = test::client_certificate().key_file;
+    const auto met = meet(context, tls_role::server, settings);
+    REQUIRE(met.session);
+    CHECK(!met.session->peer_certificate);
+}
+
+TEST_CASE("create_client_context: a client's own certificate is shown to a server that asks for one")
+{
+    auto context =
+        us::create_client_context({.ca_file = ca_file(), .identity = identity_of(test::client_certificate())});
+    auto settings = test::localhost_server();
+    settings.ca_file = ca_file();
+    const auto met = meet(context, tls_role::client, settings);
+    CHECK(met.end == asio::error::eof);
+    REQUIRE(met.peer_session);
+    CHECK(met.peer_session->peer_certificate->subject() == "CN=test client");
+}
+
+TEST_CASE("create_server_context: the whole chain is sent, intermediate certificates too")
+{
+    const auto issued =
+        test::authority().issue({.common_name = "test", .dns_names = {"localhost"}, .by_intermediate = true});
+    auto context = us::create_server_context({.identity = identity_of(issued)});
+    CHECK(meet(context, tls_role::server, test::localhost_client()).peer_error == "");
+}
+
+// Key and certificate files
+
+TEST_CASE("create_server_context: a private key that the group or others can read is refused, unless it is allowed")
+{
+    const test::temporary_directory directory;
+    const auto mode = GENERATE(0640u, 0604u, 0644u, 0440u);
+    CAPTURE(mode);
+    const std::string key = directory.write("open.key", slurp(test::localhost_certificate().key_file), mode);
+    auto options = localhost();
+    options.identity.private_key_file = key;
+    CHECK_THROWS_MATCHES(us::create_server_context(options), std::system_error, test::message_contains(key));
+    CHECK_THROWS_MATCHES(us::create_server_context(options), std::system_error, test::message_contains("chmod 600"));
+    options.identity.allow_readable_private_key = true;
+    auto context = us::create_server_context(options);
+    CHECK(!meet(context, tls_role::server, test::localhost_client()).error);
+}
+
+TEST_CASE("create_server_context: a private key that only its owner can read is accepted, by way of a link too")
+{
+    const test::temporary_directory directory;
+    const std::string content = slurp(test::localhost_certificate().key_file);
+    auto options = localhost();
+    for (const unsigned mode : {0600u, 0400u})
+    {
+        const std::string key = directory.write("mode" + std::to_string(mode), content, mode);
+        options.identity.private_key_file = key;
+        CHECK_NOTHROW(us::create_server_context(options));
+    }
+    const std::string open = directory.write("open.key", content, 0644);
+    const std::string link = directory.file("link.key");
+    REQUIRE(::symlink(open.c_str(), link.c_str()) == 0);
+    options.identity.private_key_file = link;
+    CHECK_THROWS_AS(us::create_server_context(options), std::system_error);
+}
+
+TEST_CASE("contexts: an encrypted private key needs its password, and nobody is asked for it")
+{
+    const test::temporary_directory directory;
+    const std::string key = encrypted_key(directory, test::localhost_certificate().key_file, "secret");
+    auto options = localhost();
+    options.identity.private_key_file = key;
+    CHECK_THROWS_MATCHES(us::create_server_context(options), std::system_error, test::message_contains(key));
+    options.identity.private_key_password = "wrong";
+    CHECK_THROWS_MATCHES(us::create_server_context(options), std::system_error, test::message_contains(key));
+    options.identity.private_key_password = "secret";
+    auto context = us::create_server_context(options);
+    CHECK(!meet(context, tls_role::server, test::localhost_client()).error);
+
+    CHECK_NOTHROW(us::create_client_context({.identity = options.identity}));
+}
+
+TEST_CASE("contexts: a file that is missing is named, with the reason")
+{
+    const test::temporary_directory directory;
+    const std::string missing = directory.file("missing.pem");
+    const std::string reason = std::make_error_code(std::errc::no_such_file_or_directory).message();
+    const auto names_it = [&](const std::function<void()>& create)
+    {
+        CHECK_THROWS_MATCHES(create(), std::system_error, test::message_contains(missing));
+        CHECK_THROWS_MATCHES(create(), std::system_error, test::message_contains(reason));
+    };
+    auto no_certificate = localhost();
+    no_certificate.identity.certificate_chain_file = missing;
+    names_it([&] { us::create_server_context(no_certificate); });
+    auto no_key = localhost();
+    no_key.identity.private_key_file = missing;
+    names_it([&] { us::create_server_context(no_key); });
+    auto no_client_ca = localhost();
+    no_client_ca.client_ca_file = missing;
+    names_it([&] { us::create_server_context(no_client_ca); });
+    names_it([&] { us::create_client_context({.ca_file = missing}); });
+    names_it([&] { us::create_client_context({.ca_file = ca_file(), .identity = no_key.identity}); });
+}
+
+TEST_CASE("contexts: a file that holds no certificate or key is named, with the reason")
+{
+    const test::temporary_directory directory;
+    const std::string bad =
+        directory.write("bad.pem", GENERATE(""s, "no PEM at all\n"s,
+                                            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"s));
+    const auto names_it = [&](const std::function<void()>& create)
+    {
+        CHECK_THROWS_MATCHES(create(), std::system_error, test::message_contains(bad));
+        try
+        {
+            create();
+        }
+        catch (const std::system_error& error)
+        {
+            CHECK(error.code().category() == asio::error::get_ssl_category());
+            CHECK(error.code().value() != 0);
+        }
+    };
+    auto bad_certificate = localhost();
+    bad_certificate.identity.certificate_chain_file = bad;
+    names_it([&] { us::create_server_context(bad_certificate); });
+    auto bad_key = localhost();
+    bad_key.identity.private_key_file = bad;
+    names_it([&] { us::create_server_context(bad_key); });
+    auto bad_client_ca = localhost();
+    bad_client_ca.client_ca_file = bad;
+    names_it([&] { us::create_server_context(bad_client_ca); });
+    names_it([&] { us::create_client_context({.ca_file = bad}); });
+}
+
+TEST_CASE("contexts: a key that does not fit its certificate is named, and so is the certificate")
+{
+    auto options = localhost();
+    options.identity.private_key_file = test::client_certificate().key_file;
+    CHECK_THROWS_MATCHES(us::create_server_context(options), std::system_error,
+                         test::message_contains(test::client_certificate().key_file));
+    CHECK_THROWS_MATCHES(us::create_server_context(options), std::system_error,
+                         test::message_contains(test::localhost_certificate().certificate_file));
+    CHECK_THROWS_MATCHES(us::create_server_context(options), std::system_error, test::message_contains("mismatch"));
+    CHECK_THROWS_AS(us::create_client_context({.identity = options.identity}), std::system_error);
+}
+
+TEST_CASE("contexts: options that make no sense are std::invalid_argument")
+{
+    CHECK_THROWS_AS(us::create_server_context({}), std::invalid_argument);
+    auto options = localhost();
+    options.identity.private_key_file = {};
+    CHECK_THROWS_AS(us::create_server_context(options), std::invalid_argument);
+    CHECK_THROWS_AS(us::create_client_context({.identity = options.identity}), std::invalid_argument);
+    options = localhost();
+    options.identity.certificate_chain_file = {};
+    CHECK_THROWS_AS(us::create_server_context(options), std::invalid_argument);
+    CHECK_THROWS_AS(us::create_client_context({.identity = options.identity}), std::invalid_argument);
+    CHECK_THROWS_AS(us::create_client_context({.ca_file = ca_file(), .verify_peer = false}), std::invalid_argument);
+
+    const std::string long_name(256, 'x');
+    for (const std::string_view name : {""sv, std::string_view(long_name)})
+    {
+        CHECK_THROWS_AS(us::create_client_context({.alpn_protocols = name}), std::invalid_argument);
+        auto server = localhost();
+        server.alpn_protocols = name;
+        CHECK_THROWS_AS(us::create_server_context(server), std::invalid_argument);
+    }
+    CHECK_NOTHROW(us::create_client_context({.alpn_protocols = std::string_view(long_name).substr(1)}));
+}
