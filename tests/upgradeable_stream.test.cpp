@@ -36,7 +36,9 @@
 
 #include <poll.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -44,10 +46,12 @@
 #include <future>
 #include <memory>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -511,6 +515,61 @@ TEST_CASE("upgradeable_stream: every operation takes use_future")
     wait_for(io, stream.async_shutdown({}, asio::use_future));
     peer.get();
     CHECK_THROWS_AS(wait_for(io, stream.async_start_tls({}, asio::use_future)), std::system_error);
+}
+
+namespace
+{
+
+/// Notes whether it was used on another thread than the one that made it.
+class home_stream : public test::chunked_stream<tcp::socket>
+{
+public:
+    using test::chunked_stream<tcp::socket>::chunked_stream;
+
+    template <typename Buffers, typename Token>
+    auto async_read_some(const Buffers& buffers, Token&& token)
+    {
+        note();
+        return test::chunked_stream<tcp::socket>::async_read_some(buffers, std::forward<Token>(token));
+    }
+
+    template <typename Buffers, typename Token>
+    auto async_write_some(const Buffers& buffers, Token&& token)
+    {
+        note();
+        return test::chunked_stream<tcp::socket>::async_write_some(buffers, std::forward<Token>(token));
+    }
+
+    bool left_home() const { return *left_home_; }
+
+private:
+    void note()
+    {
+        if (std::this_thread::get_id() != home_)
+            *left_home_ = true;
+    }
+
+    std::thread::id home_ = std::this_thread::get_id();
+    std::shared_ptr<std::atomic<bool>> left_home_ = std::make_shared<std::atomic<bool>>(false);
+};
+
+} // namespace
+
+TEST_CASE("upgradeable_stream: with use_future, whose executor is the system's, the work stays on the socket's thread")
+{
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    auto peer = token_peer(std::move(raw));
+    us::upgradeable_stream<home_stream> stream(home_stream(std::move(socket)), options_of(tls_role::client));
+    std::array<char, 16> bytes;
+    wait_for(io, stream.async_write_some(asio::buffer("plain", 5), asio::use_future));
+    wait_for(io, stream.async_read_some(asio::buffer(bytes), asio::use_future));
+    wait_for(io, stream.async_start_tls({}, asio::use_future));
+    wait_for(io, stream.async_write_some(asio::buffer("secret", 6), asio::use_future));
+    wait_for(io, stream.async_read_some(asio::buffer(bytes), asio::use_future));
+    wait_for(io, stream.async_shutdown({}, asio::use_future));
+    CHECK(!stream.next_layer().left_home());
+    peer.get();
 }
 
 TEST_CASE("upgradeable_stream: every operation takes as_tuple")

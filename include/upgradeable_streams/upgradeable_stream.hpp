@@ -122,7 +122,7 @@ public:
         return asio::async_initiate<Token, void(asio::error_code, std::size_t)>(
             [](auto handler, const std::shared_ptr<state>& s, const MutableBufferSequence& b)
             {
-                if (auto* plain = std::get_if<Socket>(&s->stage))
+                if (Socket* plain = s->plain())
                     return void(plain->async_read_some(b, std::move(handler)));
                 asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
                     detail::read_operation<state, MutableBufferSequence>{s, b}, handler, s->socket());
@@ -139,7 +139,7 @@ public:
         return asio::async_initiate<Token, void(asio::error_code, std::size_t)>(
             [](auto handler, const std::shared_ptr<state>& s, const ConstBufferSequence& b)
             {
-                if (auto* plain = std::get_if<Socket>(&s->stage))
+                if (Socket* plain = s->plain())
                     return void(plain->async_write_some(b, std::move(handler)));
                 asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
                     detail::write_operation<state, ConstBufferSequence>{s, b}, handler, s->socket());

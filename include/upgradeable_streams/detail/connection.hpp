@@ -100,7 +100,7 @@ public:
     connection& operator=(const connection&) = delete;
     virtual ~connection() = default;
 
-    virtual asio::any_io_executor get_executor() = 0;
+    const asio::any_io_executor& get_executor() const { return executor_; }
     virtual SSL* ssl() const = 0;
     virtual bool is_tls() const = 0;
     virtual const tls_settings& settings() const = 0;
@@ -174,12 +174,17 @@ public:
         throw_if(upgrading_, errc::upgrade_in_progress);
         throw_if(closing_, errc::connection_closed);
         throw_if_lost();
+    }
+
+    void throw_if_write_ended() const
+    {
         if (write_ended_)
             throw std::system_error(std::make_error_code(std::errc::broken_pipe), "write after write_eof");
     }
 
     void write(std::string_view data)
     {
+        throw_if_write_ended();
         if (data.empty())
             return;
         queue_.append(data);
@@ -209,7 +214,7 @@ public:
 
 protected:
     connection(const asio::any_io_executor& executor, const connection_settings& settings)
-        : changed_(std::make_shared<asio::steady_timer>(executor, asio::steady_timer::time_point::max())),
+        : executor_(executor), changed_(std::make_shared<asio::steady_timer>(executor, asio::steady_timer::time_point::max())),
           limit_(settings.limit), handshakes_(settings.handshakes)
     {
     }
@@ -219,7 +224,8 @@ protected:
     virtual asio::awaitable<void> start_tls(std::unique_ptr<upgrade_request> request) = 0;
     virtual asio::awaitable<void> shutdown(asio::socket_base::shutdown_type what, asio::error_code& error) = 0;
     virtual std::size_t unread() = 0; ///< Bytes that the operating system holds.
-    virtual void cancel_socket() = 0;
+    virtual void cancel_read() = 0;
+    virtual void allow_reads() = 0;
     virtual void close_socket() = 0;
 
     void written(const asio::error_code& error);
@@ -251,6 +257,7 @@ private:
     asio::awaitable<void> finish_writing();
     asio::awaitable<void> finish();
 
+    const asio::any_io_executor executor_;
     std::shared_ptr<asio::steady_timer> changed_; ///< Cancelled at each change that somebody may wait for.
     unsigned epoch_ = 0;                          ///< Counts the upgrades; handles of an earlier one are void.
     bool upgrading_ = false;
@@ -436,7 +443,8 @@ inline asio::awaitable<void> connection::flush()
 
 inline void connection::write_eof()
 {
-    write_ended_ = true;
+    if (std::exchange(write_ended_, true))
+        return;
     asio::co_spawn(
         get_executor(), [self = shared_from_this()] { return self->finish_writing(); }, asio::detached);
 }
@@ -463,22 +471,30 @@ inline void connection::close()
     if (upgrading_ || lost_)
         return abort();
     closing_ = true;
-    asio::co_spawn(
-        get_executor(), [self = shared_from_this()] { return self->finish(); }, asio::detached);
+    try
+    {
+        asio::co_spawn(
+            get_executor(), [self = shared_from_this()] { return self->finish(); }, asio::detached);
+    }
+    catch (...)
+    {
+        abort();
+    }
 }
 
 inline asio::awaitable<void> connection::finish()
 {
-    const expiry deadline(*this, settings().shutdown_timeout, errc::shutdown_timeout);
     try
     {
+        const expiry deadline(*this, settings().shutdown_timeout, errc::shutdown_timeout);
         co_await flush();
         while (ending_)
             co_await wait_change();
         if (reading_)
-            cancel_socket();
+            cancel_read();
         while (reading_)
             co_await wait_change();
+        allow_reads();
         asio::error_code ignored;
         co_await shutdown(asio::socket_base::shutdown_both, ignored);
         if (ignored == errc::shutdown_timeout)
@@ -525,6 +541,7 @@ inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request
     throw_if(is_tls(), errc::already_tls);
     throw_if(!request->ssl, errc::not_upgradeable);
     throw_if(reading_, errc::operation_in_progress);
+    throw_if_write_ended();
     upgrading_ = true;
     try
     {

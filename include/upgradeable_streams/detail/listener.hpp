@@ -116,9 +116,11 @@ private:
     class place
     {
     public:
+        /// Throws errc::connection_closed when the server is closed.
         explicit place(std::shared_ptr<listener> l) : listener_(std::move(l))
         {
             const std::lock_guard lock(listener_->mutex_);
+            throw_if(listener_->closed_, errc::connection_closed);
             self_ = listener_->clients_.emplace(listener_->clients_.end());
         }
 
@@ -133,12 +135,20 @@ private:
                 const std::lock_guard lock(listener_->mutex_);
                 listener_->clients_.erase(self_);
             }
-            listener_->notify();
+            try
+            {
+                listener_->notify();
+            }
+            catch (...)
+            {
+            }
         }
 
+        /// Throws errc::connection_closed when the server has closed its clients.
         void set(const std::shared_ptr<connection>& c)
         {
             const std::lock_guard lock(listener_->mutex_);
+            throw_if(self_->closed_by_server, errc::connection_closed);
             self_->open = c;
         }
 
@@ -236,6 +246,8 @@ inline asio::awaitable<void> listener::bind(std::vector<std::string> hosts, std:
     tcp::resolver resolver(co_await asio::this_coro::executor);
     for (const std::string& host : hosts)
     {
+        if (host.find('\0') != host.npos)
+            throw std::invalid_argument("a host must not hold a NUL");
         asio::error_code error;
         tcp::resolver::results_type found;
         if (family == ip_family::any)
@@ -452,6 +464,7 @@ inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> sel
 {
     std::optional<any_socket> accepted;
     while (!self->is_closed())
+    try
     {
         asio::error_code error;
         if (!self->has_room())
@@ -478,6 +491,10 @@ inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> sel
             co_await bound->pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
         }
     }
+    catch (const std::bad_alloc&)
+    {
+        accepted.reset();
+    }
 }
 
 inline bool listener::start_session(any_socket socket)
@@ -490,6 +507,10 @@ try
 catch (const std::bad_alloc&)
 {
     return false;
+}
+catch (const std::system_error&) // the server is closed
+{
+    return true;
 }
 
 inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, any_socket socket, place p)
@@ -508,8 +529,7 @@ inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, a
         if (self->settings_.tls_at_once)
             co_await c->upgrade(std::make_unique<upgrade_request>(settings.tls, tls_options{}, true));
         auto [reader, writer] = make_pair(c);
-        if (!p.closed_by_server())
-            co_await self->settings_.handler(std::move(reader), std::move(writer));
+        co_await self->settings_.handler(std::move(reader), std::move(writer));
     }
     catch (...)
     {

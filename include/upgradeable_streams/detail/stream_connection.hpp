@@ -42,7 +42,6 @@ public:
         lowest.set_option(asio::ip::tcp::no_delay(true), error); // refused by Unix domain sockets
     }
 
-    asio::any_io_executor get_executor() override { return stream_.get_executor(); }
     SSL* ssl() const override { return stream_.native_handle(); }
     bool is_tls() const override { return stream_.is_tls(); }
     const tls_settings& settings() const override { return stream_.state_->settings; }
@@ -73,7 +72,8 @@ private:
 
     asio::awaitable<void> shutdown(asio::socket_base::shutdown_type what, asio::error_code& error) override
     {
-        return stream_.async_shutdown({.what = what}, asio::redirect_error(asio::use_awaitable, error));
+        const shutdown_options options = {.what = what};
+        return stream_.async_shutdown(options, asio::redirect_error(asio::use_awaitable, error));
     }
 
     std::size_t unread() override
@@ -82,10 +82,18 @@ private:
         return is_tls() ? 0 : stream_.lowest_layer().available(ignored);
     }
 
-    void cancel_socket() override
+    void cancel_read() override
     {
+        if (auto* tls = stream_.state_->tls())
+            tls->queue.refuse_reads(true);
         asio::error_code ignored;
         stream_.lowest_layer().cancel(ignored);
+    }
+
+    void allow_reads() override
+    {
+        if (auto* tls = stream_.state_->tls())
+            tls->queue.refuse_reads(false);
     }
 
     void close_socket() override

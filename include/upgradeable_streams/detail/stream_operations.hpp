@@ -112,16 +112,18 @@ struct write_operation
     template <typename Self>
     void operator()(Self& self, asio::error_code error = {}, std::size_t size = 0)
     {
+        if (step == starting && (result = state->refusal()))
+        {
+            step = refusing;
+            return asio::post(std::move(self));
+        }
+        if (step == refusing)
+            return self.complete(result, 0);
         auto& queue = state->tls()->queue;
         const bool cancelled = was_cancelled(self);
         switch (step)
         {
         case starting:
-            if ((result = state->refusal()))
-            {
-                step = refusing;
-                return asio::post(std::move(self));
-            }
             step = waiting;
             [[fallthrough]];
         case waiting:
@@ -150,7 +152,7 @@ struct write_operation
             if (!result)
                 result = queue.error();
             return self.complete(as_aborted(result), result ? 0 : written);
-        case refusing: return self.complete(result, 0);
+        case refusing: break;
         }
     }
 };
@@ -177,8 +179,16 @@ struct upgrade_operation
             }
             step = handshaking;
             state->settings = request->settings;
-            state->begin_upgrade(std::move(request->ssl));
-            deadline = state->start_deadline(state->settings.handshake_timeout, self.get_executor());
+            try
+            {
+                state->begin_upgrade(request->ssl);
+                deadline = state->start_deadline(state->settings.handshake_timeout, self.get_executor());
+            }
+            catch (...)
+            {
+                state->fail(errc::stream_unusable);
+                throw;
+            }
             {
                 auto& layer = *state->tls()->layer;
                 const auto type = state->settings.role == tls_role::client ? asio::ssl::stream_base::client
@@ -205,18 +215,12 @@ struct upgrade_operation
                 result = asio::error::operation_aborted;
             deadline->cancel();
             if (result)
-            {
-                state->failure = cancelled ? make_error_code(errc::stream_unusable) : result;
-                state->close();
-            }
+                state->fail(cancelled ? make_error_code(errc::stream_unusable) : result);
             else
                 state->complete_upgrade();
             return self.complete(result);
         }
-        case refusing:
-            if (result == errc::plaintext_injection)
-                state->close();
-            return self.complete(result);
+        case refusing: return self.complete(result);
         }
     }
 
@@ -236,6 +240,7 @@ struct upgrade_operation
         if (tls_size < received.size())
         {
             state->not_tls = received.substr(tls_size, first_bytes_limit);
+            state->fail(errc::plaintext_injection);
             return errc::plaintext_injection;
         }
         return {};
@@ -245,7 +250,7 @@ struct upgrade_operation
     asio::error_code judge(const asio::error_code& error, std::size_t consumed)
     {
         const std::string& first = state->tls()->queue.first_bytes();
-        if (error && !begins_tls_record(first))
+        if (error && request->received.empty() && !begins_tls_record(first))
         {
             state->not_tls = first;
             return errc::plaintext_injection;
@@ -277,11 +282,13 @@ struct shutdown_operation
     std::shared_ptr<typename State::deadline> deadline = {};
     std::unique_ptr<std::array<char, 4096>> discarded = {};
     asio::error_code result = {};
+    bool suspended = false;
 
     template <typename Self>
     void operator()(Self& self, asio::error_code error = {}, std::size_t = 0)
     {
         const bool cancelled = was_cancelled(self);
+        suspended = suspended || step != starting;
         switch (step)
         {
         case starting:
@@ -360,7 +367,10 @@ struct shutdown_operation
         if (cancelled)
             state->failure = errc::stream_unusable;
         deadline->cancel();
-        self.complete(result);
+        if (suspended)
+            return self.complete(result);
+        step = refusing;
+        asio::post(std::move(self));
     }
 };
 

@@ -98,7 +98,16 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
         socket().lowest_layer().close(ignored);
     }
 
-    /// Why a read or a write is refused; only for a stream that is no longer plain.
+    void fail(const asio::error_code& reason)
+    {
+        failure = reason;
+        close();
+    }
+
+    /// The socket, while it may be used directly.
+    Socket* plain() { return failure ? nullptr : std::get_if<Socket>(&stage); }
+
+    /// Why a read or a write is refused; only for a stream that is not plain.
     asio::error_code refusal() const
     {
         if (failure)
@@ -107,21 +116,12 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
                                                         : asio::error_code();
     }
 
-    /// Puts a TLS stream in the socket's place; when that throws the socket is where it was.
-    void begin_upgrade(openssl_ptr<SSL> ssl)
+    /// Puts a TLS stream in the socket's place.
+    void begin_upgrade(const openssl_ptr<SSL>& ssl)
     {
-        Socket& plain = std::get<Socket>(stage);
-        auto next = std::make_unique<tls_stream>(std::move(plain), this->weak_from_this());
-        try
-        {
-            next->layer.emplace(next->queue, ssl.get());
-            ssl.release();
-        }
-        catch (...)
-        {
-            plain = std::move(next->queue.next_layer());
-            throw;
-        }
+        auto next = std::make_unique<tls_stream>(std::move(std::get<Socket>(stage)), this->weak_from_this());
+        SSL_up_ref(ssl.get()); // owned by the layer, also when its constructor throws
+        next->layer.emplace(next->queue, ssl.get());
         next->queue.keep_first_bytes(true);
         stage.template emplace<upgrading>(upgrading{std::move(next)});
     }

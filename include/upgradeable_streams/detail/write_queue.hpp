@@ -7,6 +7,7 @@
 #include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>
 #include <asio/compose.hpp>
+#include <asio/error.hpp>
 #include <asio/post.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/write.hpp>
@@ -22,6 +23,10 @@ namespace upgradeable_streams::detail
 
 /// How many bytes are kept of what a peer sent in place of TLS.
 inline constexpr std::size_t first_bytes_limit = 512;
+
+/// Beyond so many bytes not yet handed to the socket a write waits, lest a peer that asks for replies and reads none
+/// fills the memory.
+inline constexpr std::size_t write_queue_limit = 64 * 1024;
 
 /// Copies each write, completes it at once, and sends the copies first in, first out.
 ///
@@ -50,6 +55,10 @@ public:
     next_layer_type& next_layer() { return next_; }
     lowest_layer_type& lowest_layer() { return next_.lowest_layer(); }
 
+    /// While on, reads complete with asio::error::operation_aborted; for the layer above goes on after a cancelled one
+    /// when it has received part of a record.
+    void refuse_reads(bool on) { refuse_reads_ = on; }
+
     /// The start of what was received while `keep_first_bytes` was on.
     const std::string& first_bytes() const { return first_bytes_; }
     void keep_first_bytes(bool on) { keep_first_bytes_ = on; }
@@ -57,16 +66,21 @@ public:
     template <typename MutableBufferSequence, typename Handler>
     void async_read_some(const MutableBufferSequence& buffers, Handler&& handler)
     {
-        if (!keep_first_bytes_)
+        if (!keep_first_bytes_ && !refuse_reads_)
             return next_.async_read_some(buffers, std::forward<Handler>(handler));
         asio::async_compose<Handler, void(asio::error_code, std::size_t)>(
-            [this, buffers, started = false](auto& self, asio::error_code error = {}, std::size_t size = 0) mutable
+            [this, buffers, refused = refuse_reads_, started = false](auto& self, asio::error_code error = {},
+                                                                      std::size_t size = 0) mutable
             {
                 if (!std::exchange(started, true))
                 {
+                    if (refused)
+                        return asio::post(next_.get_executor(), std::move(self));
                     const auto copy = buffers;
                     return next_.async_read_some(copy, std::move(self));
                 }
+                if (refused)
+                    error = asio::error::operation_aborted;
                 append_first_bytes(buffers, size);
                 self.complete(error, size);
             },
@@ -86,12 +100,12 @@ public:
                     ++unreleased_;
                     if (!sending_now_)
                         send(self.get_executor());
-                    return asio::post(std::move(self));
+                    return asio::post(next_.get_executor(), std::move(self));
                 }
-                const auto keep = std::move(owner);
+                if (queued_.size() > write_queue_limit)
+                    return changed_.async_wait(std::move(self));
+                const release done{this, std::move(owner)};
                 self.complete(error_, size);
-                --unreleased_;
-                changed_.cancel();
             },
             handler, next_);
     }
@@ -111,6 +125,19 @@ public:
     }
 
 private:
+    /// Says that the TLS stream has seen a write's completion, even when that threw.
+    struct release
+    {
+        write_queue* queue;
+        std::shared_ptr<void> owner;
+
+        ~release()
+        {
+            --queue->unreleased_;
+            queue->changed_.cancel();
+        }
+    };
+
     template <typename ConstBufferSequence>
     std::size_t append(const ConstBufferSequence& buffers)
     {
@@ -164,6 +191,7 @@ private:
     std::size_t unreleased_ = 0; ///< Writes whose completion the TLS stream has not yet seen.
     asio::error_code error_;
     bool keep_first_bytes_ = false;
+    bool refuse_reads_ = false;
     std::string first_bytes_;
 };
 
