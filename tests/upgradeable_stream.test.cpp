@@ -2240,7 +2240,7 @@ class broken_layer : public asio::ssl::stream<NextLayer>
 {
 public:
     template <typename Next>
-    broken_layer(Next&& next, SSL* ssl) : asio::ssl::stream<NextLayer>(next, (SSL_up_ref(ssl), ssl))
+    broken_layer(Next&& next, SSL* ssl) : asio::ssl::stream<NextLayer>(next, ssl)
     {
         throw std::runtime_error("broken");
     }

@@ -179,9 +179,9 @@ struct upgrade_operation
             }
             step = handshaking;
             state->settings = request->settings;
+            state->begin_upgrade(request->ssl);
             try
             {
-                state->begin_upgrade(request->ssl);
                 deadline = state->start_deadline(state->settings.handshake_timeout, self.get_executor());
             }
             catch (...)

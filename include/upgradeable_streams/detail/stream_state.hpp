@@ -116,12 +116,21 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
                                                         : asio::error_code();
     }
 
-    /// Puts a TLS stream in the socket's place.
+    /// Puts a TLS stream in the socket's place; when that throws the socket is where it was.
     void begin_upgrade(const openssl_ptr<SSL>& ssl)
     {
-        auto next = std::make_unique<tls_stream>(std::move(std::get<Socket>(stage)), this->weak_from_this());
+        Socket& socket_now = std::get<Socket>(stage);
+        auto next = std::make_unique<tls_stream>(std::move(socket_now), this->weak_from_this());
         SSL_up_ref(ssl.get()); // owned by the layer, also when its constructor throws
-        next->layer.emplace(next->queue, ssl.get());
+        try
+        {
+            next->layer.emplace(next->queue, ssl.get());
+        }
+        catch (...)
+        {
+            socket_now = std::move(next->queue.next_layer());
+            throw;
+        }
         next->queue.keep_first_bytes(true);
         stage.template emplace<upgrading>(upgrading{std::move(next)});
     }

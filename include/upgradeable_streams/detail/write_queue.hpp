@@ -46,8 +46,8 @@ public:
     using executor_type = typename NextLayer::executor_type;
 
     write_queue(NextLayer&& next, std::weak_ptr<void> owner)
-        : next_(std::move(next)), owner_(std::move(owner)),
-          changed_(next_.get_executor(), asio::steady_timer::time_point::max())
+        : owner_(std::move(owner)), changed_(next.get_executor(), asio::steady_timer::time_point::max()),
+          next_(std::move(next))
     {
     }
 
@@ -182,9 +182,9 @@ private:
         asio::buffer_copy(asio::buffer(first_bytes_) + before, buffers);
     }
 
-    NextLayer next_;
     std::weak_ptr<void> owner_;
     asio::steady_timer changed_;
+    NextLayer next_; ///< Taken over when nothing can throw any more.
     std::string queued_;
     std::string sending_;
     bool sending_now_ = false;
