@@ -233,7 +233,7 @@ TEST_CASE("drain: at once with the high mark of 64 KiB queued, and not with a by
         [=]() -> awaitable<void>
         {
             const auto executor = co_await asio::this_coro::executor;
-            for (const std::size_t more : {0, 1})
+            for (const std::size_t more : {std::size_t(0), std::size_t(1)})
             {
                 raw_link link = co_await link_with_raw_peer(options_of(tls));
                 shrink_buffers(link);

@@ -745,3 +745,35 @@ TEST_CASE("upgradeable_stream: writes to a peer that is gone fail, now or later,
             CHECK(error);
         });
 }
+
+TEST_CASE("upgradeable_stream: a shutdown with nothing left to do completes outside its initiating function")
+{
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            auto peer = play(std::move(raw),
+                             [](test::raw_peer& p)
+                             {
+                                 handshake(p, tls_role::client);
+                                 p.tls_shutdown();
+                             });
+            tcp_stream stream(std::move(socket), options_of(tls_role::client));
+            co_await stream.start_tls();
+            co_await shut_down(stream);
+            bool initiating = true;
+            bool completed_inside = false;
+            std::optional<asio::error_code> result;
+            stream.async_shutdown({},
+                                  [&](const asio::error_code& error)
+                                  {
+                                      completed_inside = initiating;
+                                      result = error;
+                                  });
+            initiating = false;
+            co_await test::eventually([&] { return result.has_value(); });
+            CHECK_FALSE(completed_inside);
+            CHECK(*result == asio::error_code());
+            co_await test::joined(std::move(peer));
+        });
+}
