@@ -12,10 +12,10 @@
 #include <openssl/rand.h>
 #include <openssl/ssl.h>
 
-#include <algorithm>
 #include <array>
 #include <filesystem>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <string_view>

@@ -7,19 +7,13 @@
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/tls.hpp>
 
-#include <asio/associated_executor.hpp>
 #include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>
 #include <asio/cancellation_type.hpp>
 #include <asio/error.hpp>
-#include <asio/post.hpp>
-#include <asio/socket_base.hpp>
 #include <asio/ssl/error.hpp>
-#include <asio/ssl/stream_base.hpp>
 #include <asio/steady_timer.hpp>
 
-#include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstddef>
 #include <memory>

@@ -3,7 +3,6 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_WRITE_QUEUE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_WRITE_QUEUE_HPP
 
-#include <asio/associated_executor.hpp>
 #include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>
 #include <asio/compose.hpp>
