@@ -133,7 +133,7 @@ asio::awaitable<std::pair<stream_reader, stream_writer>> pair_up(Socket socket, 
     const auto c = std::make_shared<stream_connection<Socket>>(std::move(socket), settings);
     if (tls)
         co_await c->upgrade(std::make_unique<upgrade_request>(settings.tls, tls_options{}, true));
-    co_return make_pair(c);
+    co_return make_handles(c, c->epoch());
 }
 
 inline asio::awaitable<std::pair<stream_reader, stream_writer>>

@@ -28,7 +28,8 @@ class stream_writer;
 
 namespace detail
 {
-std::pair<stream_reader, stream_writer> make_pair(std::shared_ptr<connection> c);
+/// Handles that are void until the connection has come to `epoch`.
+std::pair<stream_reader, stream_writer> make_handles(std::shared_ptr<connection> c, unsigned epoch);
 }
 
 /// Reads bytes and lines from a connection.
@@ -92,7 +93,7 @@ public:
     }
 
 private:
-    friend std::pair<stream_reader, stream_writer> detail::make_pair(std::shared_ptr<detail::connection>);
+    friend std::pair<stream_reader, stream_writer> detail::make_handles(std::shared_ptr<detail::connection>, unsigned);
     using shared_handle = std::shared_ptr<detail::handle>;
 
     enum class kind

@@ -187,7 +187,7 @@ public:
     }
 
 private:
-    friend std::pair<stream_reader, stream_writer> detail::make_pair(std::shared_ptr<detail::connection>);
+    friend std::pair<stream_reader, stream_writer> detail::make_handles(std::shared_ptr<detail::connection>, unsigned);
     using shared_handle = std::shared_ptr<detail::handle>;
 
     explicit stream_writer(shared_handle handle) : handle_(std::move(handle)) {}
@@ -200,9 +200,9 @@ private:
     shared_handle handle_;
 };
 
-inline std::pair<stream_reader, stream_writer> detail::make_pair(std::shared_ptr<connection> c)
+inline std::pair<stream_reader, stream_writer> detail::make_handles(std::shared_ptr<connection> c, unsigned epoch)
 {
-    const auto shared = std::make_shared<handle>(std::move(c));
+    const auto shared = std::make_shared<handle>(std::move(c), epoch);
     return {stream_reader(shared), stream_writer(shared)};
 }
 
@@ -224,8 +224,9 @@ inline asio::awaitable<std::pair<stream_reader, stream_writer>>
 stream_writer::start_tls(shared_handle handle, std::unique_ptr<detail::upgrade_request> request)
 {
     handle->check_epoch();
+    auto upgraded = detail::make_handles(handle->connection(), handle->epoch() + 1);
     co_await handle->connection()->upgrade(std::move(request));
-    co_return detail::make_pair(handle->connection());
+    co_return upgraded;
 }
 
 } // namespace upgradeable_streams

@@ -289,7 +289,7 @@ private:
 class handle
 {
 public:
-    explicit handle(std::shared_ptr<detail::connection> c) : connection_(std::move(c)), epoch_(connection_->epoch()) {}
+    handle(std::shared_ptr<detail::connection> c, unsigned epoch) : connection_(std::move(c)), epoch_(epoch) {}
 
     ~handle()
     {

@@ -529,7 +529,7 @@ inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, a
         peer = c->peername().value_or(socket_address());
         if (self->settings_.tls_at_once)
             co_await c->upgrade(std::make_unique<upgrade_request>(settings.tls, tls_options{}, true));
-        auto [reader, writer] = make_pair(c);
+        auto [reader, writer] = make_handles(c, c->epoch());
         co_await self->settings_.handler(std::move(reader), std::move(writer));
     }
     catch (...)

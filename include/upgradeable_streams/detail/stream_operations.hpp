@@ -20,8 +20,10 @@
 #include <chrono>
 #include <cstddef>
 #include <memory>
+#include <new>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <variant>
 
@@ -53,6 +55,24 @@ inline asio::cancellation_type as_terminal(asio::cancellation_type type)
 inline asio::error_code as_aborted(const asio::error_code& error)
 {
     return error == asio::error::bad_descriptor ? asio::error_code(asio::error::operation_aborted) : error;
+}
+
+/// What `function` throws for want of a resource. A coroutine that awaits an operation dies of an exception from its
+/// initiating function, as those of Asio's own do.
+template <typename Function>
+asio::error_code error_of(Function function)
+try
+{
+    function();
+    return {};
+}
+catch (const std::bad_alloc&)
+{
+    return asio::error::no_memory;
+}
+catch (const std::system_error& error)
+{
+    return error.code();
 }
 
 template <typename Self>
@@ -172,23 +192,19 @@ struct upgrade_operation
         switch (step)
         {
         case starting:
-            if ((result = refusal()))
+            result = refusal();
+            if (!result)
+            {
+                result = error_of([&] { begin(self.get_executor()); });
+                if (result)
+                    state->fail(result);
+            }
+            if (result)
             {
                 step = refusing;
                 return asio::post(std::move(self));
             }
             step = handshaking;
-            state->settings = request->settings;
-            state->begin_upgrade(request->ssl);
-            try
-            {
-                deadline = state->start_deadline(state->settings.handshake_timeout, self.get_executor());
-            }
-            catch (...)
-            {
-                state->fail(errc::stream_unusable);
-                throw;
-            }
             {
                 auto& layer = *state->tls()->layer;
                 const auto type = state->settings.role == tls_role::client ? asio::ssl::stream_base::client
@@ -224,6 +240,14 @@ struct upgrade_operation
         }
     }
 
+    template <typename Executor>
+    void begin(const Executor& executor)
+    {
+        state->settings = std::move(request->settings);
+        state->begin_upgrade(request->ssl);
+        deadline = state->start_deadline(state->settings.handshake_timeout, executor);
+    }
+
     asio::error_code refusal()
     {
         if (state->failure)
@@ -239,7 +263,7 @@ struct upgrade_operation
         const std::size_t tls_size = may_be_tls ? size_of_tls_records(received) : 0;
         if (tls_size < received.size())
         {
-            state->not_tls = received.substr(tls_size, first_bytes_limit);
+            state->keep_not_tls(std::move(request->received), tls_size);
             state->fail(errc::plaintext_injection);
             return errc::plaintext_injection;
         }
@@ -249,17 +273,17 @@ struct upgrade_operation
     /// What the handshake's outcome means.
     asio::error_code judge(const asio::error_code& error, std::size_t consumed)
     {
-        const std::string& first = state->tls()->queue.first_bytes();
+        std::string first = state->tls()->queue.take_first_bytes();
         if (error && request->received.empty() && !begins_tls_record(first))
         {
-            state->not_tls = first;
+            state->keep_not_tls(std::move(first), 0);
             return errc::plaintext_injection;
         }
         if (error)
             return error;
         if (consumed < request->received.size())
         {
-            state->not_tls = request->received.substr(consumed, first_bytes_limit);
+            state->keep_not_tls(std::move(request->received), consumed);
             return errc::plaintext_injection;
         }
         const unsigned char* protocol = nullptr;
@@ -296,12 +320,13 @@ struct shutdown_operation
                 state->socket().lowest_layer().shutdown(asio::socket_base::shutdown_send, result);
             else
                 result = state->refusal();
+            if (!result && state->tls())
+                result = error_of([&] { begin(self.get_executor()); });
             if (result || !state->tls())
             {
                 step = refusing;
                 return asio::post(std::move(self));
             }
-            deadline = state->start_deadline(timeout, self.get_executor());
             step = waiting;
             [[fallthrough]];
         case waiting:
@@ -323,7 +348,6 @@ struct shutdown_operation
             if (result || cancelled || what == asio::socket_base::shutdown_send)
                 return finish(self, cancelled);
             step = receiving;
-            discarded = std::make_unique<std::array<char, 4096>>();
             return receive(std::move(self));
         case receiving:
             if (!error && !cancelled)
@@ -332,6 +356,14 @@ struct shutdown_operation
             return finish(self, cancelled);
         case refusing: return self.complete(result);
         }
+    }
+
+    template <typename Executor>
+    void begin(const Executor& executor)
+    {
+        if (what != asio::socket_base::shutdown_send)
+            discarded = std::make_unique<std::array<char, 4096>>();
+        deadline = state->start_deadline(timeout, executor);
     }
 
     /// asio's async_shutdown awaits the peer's close_notify and fails on data that comes before it. Told that the

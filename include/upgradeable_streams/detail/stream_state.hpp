@@ -14,6 +14,7 @@
 #include <asio/ssl/error.hpp>
 #include <asio/steady_timer.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <memory>
@@ -98,6 +99,13 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
         close();
     }
 
+    /// Keeps the start of what stands behind the first `offset` bytes; `bytes` are the caller's no more.
+    void keep_not_tls(std::string&& bytes, std::size_t offset)
+    {
+        not_tls = std::move(bytes.erase(0, offset));
+        not_tls.resize(std::min(not_tls.size(), first_bytes_limit));
+    }
+
     /// The socket, while it may be used directly.
     Socket* plain() { return failure ? nullptr : std::get_if<Socket>(&stage); }
 
@@ -125,14 +133,13 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
             socket_now = std::move(next->queue.next_layer());
             throw;
         }
-        next->queue.keep_first_bytes(true);
+        next->queue.keep_first_bytes();
         stage.template emplace<upgrading>(upgrading{std::move(next)});
     }
 
     void complete_upgrade()
     {
         auto done = std::move(std::get<upgrading>(stage).tls);
-        done->queue.keep_first_bytes(false);
         stage.template emplace<encrypted>(encrypted{std::move(done)});
     }
 

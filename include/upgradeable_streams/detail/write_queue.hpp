@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -58,9 +59,18 @@ public:
     /// when it has received part of a record.
     void refuse_reads(bool on) { refuse_reads_ = on; }
 
-    /// The start of what was received while `keep_first_bytes` was on.
-    const std::string& first_bytes() const { return first_bytes_; }
-    void keep_first_bytes(bool on) { keep_first_bytes_ = on; }
+    /// From here on the start of what is received is kept, until it is taken.
+    void keep_first_bytes()
+    {
+        first_bytes_.reserve(first_bytes_limit);
+        keep_first_bytes_ = true;
+    }
+
+    std::string take_first_bytes()
+    {
+        keep_first_bytes_ = false;
+        return std::exchange(first_bytes_, {});
+    }
 
     template <typename MutableBufferSequence, typename Handler>
     void async_read_some(const MutableBufferSequence& buffers, Handler&& handler)
@@ -141,12 +151,17 @@ private:
     std::size_t append(const ConstBufferSequence& buffers)
     {
         const std::size_t size = asio::buffer_size(buffers);
+        const std::size_t before = queued_.size();
         if (!error_)
-        {
-            const std::size_t before = queued_.size();
-            queued_.resize(before + size);
-            asio::buffer_copy(asio::buffer(queued_) + before, buffers);
-        }
+            try
+            {
+                queued_.resize(before + size);
+                asio::buffer_copy(asio::buffer(queued_) + before, buffers);
+            }
+            catch (const std::bad_alloc&)
+            {
+                fail(asio::error::no_memory);
+            }
         return size;
     }
 
@@ -158,19 +173,29 @@ private:
         sending_.clear();
         sending_.swap(queued_);
         sending_now_ = true;
-        asio::async_write(next_, asio::buffer(sending_),
-                          asio::bind_executor(executor,
-                                              [this, executor, owner = owner_.lock()](asio::error_code error, std::size_t)
-                                              {
-                                                  sending_now_ = false;
-                                                  if (error)
-                                                  {
-                                                      error_ = error;
-                                                      queued_.clear();
-                                                  }
-                                                  send(executor);
-                                                  changed_.cancel();
-                                              }));
+        const auto sent = [this, executor, owner = owner_.lock()](asio::error_code error, std::size_t)
+        {
+            sending_now_ = false;
+            if (error)
+                fail(error);
+            send(executor);
+            changed_.cancel();
+        };
+        try
+        {
+            asio::async_write(next_, asio::buffer(sending_), asio::bind_executor(executor, sent));
+        }
+        catch (const std::bad_alloc&)
+        {
+            sending_now_ = false;
+            fail(asio::error::no_memory);
+        }
+    }
+
+    void fail(const asio::error_code& error)
+    {
+        error_ = error;
+        queued_.clear();
     }
 
     template <typename MutableBufferSequence>

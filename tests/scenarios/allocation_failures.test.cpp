@@ -1,0 +1,135 @@
+// An upgrade in which one allocation after the other fails. Asio takes the memory of its own operations from
+// aligned_alloc, which does not fail here.
+
+#include "support/allocations.hpp"
+#include "support/catch.hpp"
+#include "support/descriptors.hpp"
+#include "support/upgrade_rig.hpp"
+
+#include <upgradeable_streams/open_connection.hpp>
+
+#include <asio/awaitable.hpp>
+#include <asio/co_spawn.hpp>
+#include <asio/detached.hpp>
+#include <asio/io_context.hpp>
+
+#include <cstddef>
+#include <new>
+#include <system_error>
+#include <tuple>
+#include <utility>
+
+using namespace test::rig;
+
+namespace
+{
+
+enum class result
+{
+    upgraded,
+    out_of_memory,
+    other
+};
+
+struct attempt
+{
+    result ended = result::other;
+    bool failure_happened = false;
+    bool closed = false;
+};
+
+/// Awaits an upgrade in which the nth allocation fails.
+template <typename Upgrade>
+asio::awaitable<void> upgrade(Upgrade start, std::size_t nth, attempt& made)
+{
+    const test::allocation_failure failure(nth);
+    try
+    {
+        co_await start();
+        made.ended = result::upgraded;
+    }
+    catch (const std::bad_alloc&)
+    {
+        made.ended = result::out_of_memory;
+    }
+    catch (const std::system_error& error)
+    {
+        if (error.code() == asio::error::no_memory)
+            made.ended = result::out_of_memory;
+    }
+    made.failure_happened = failure.happened();
+}
+
+asio::awaitable<void> upgrade_pair(tcp::socket socket, tls_role role, std::size_t nth, attempt& made)
+{
+    const us::connection_options options = {
+        .ssl = options_of(role).ssl, .upgradeable = true, .server_hostname = "localhost", .role = role};
+    auto [reader, writer] = co_await us::open_connection(std::move(socket), options);
+    const auto start = [&]() -> asio::awaitable<void> { std::tie(reader, writer) = co_await writer.start_tls(); };
+    co_await upgrade(start, nth, made);
+    made.closed = writer.is_closing();
+}
+
+asio::awaitable<void> upgrade_stream(tcp::socket socket, tls_role role, std::size_t nth, attempt& made)
+{
+    tcp_stream stream(std::move(socket), options_of(role));
+    const auto start = [&] { return stream.start_tls(); };
+    co_await upgrade(start, nth, made);
+    made.closed = !stream.lowest_layer().is_open();
+    if (stream.is_tls())
+        co_await shut_down(stream);
+}
+
+using upgrade_function = asio::awaitable<void> (*)(tcp::socket, tls_role, std::size_t, attempt&);
+
+attempt try_upgrade(upgrade_function function, tls_role role, std::size_t nth)
+{
+    attempt made;
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    auto peer = play(std::move(raw),
+                     [role](test::raw_peer& p)
+                     {
+                         try
+                         {
+                             handshake(p, role);
+                             p.tls_shutdown();
+                         }
+                         catch (const std::exception&) // of a peer that gave up
+                         {
+                         }
+                     });
+    asio::co_spawn(io, function(std::move(socket), role, nth, made), asio::detached);
+    io.run();
+    peer.get();
+    return made;
+}
+
+} // namespace
+
+TEST_CASE("allocation failures: whichever allocation of an upgrade fails, the error says so and nothing leaks")
+{
+    const tls_role role = GENERATE(tls_role::client, tls_role::server);
+    const upgrade_function function = GENERATE(upgrade_pair, upgrade_stream);
+    CHECK(try_upgrade(function, role, 0).ended == result::upgraded);
+    std::size_t failures = 0;
+    std::size_t closed = 0;
+    for (bool failing = true; failing && failures < 1000;)
+    {
+        const std::size_t descriptors = test::open_descriptors();
+        const test::memory_use before = test::allocated();
+        const attempt made = try_upgrade(function, role, failures + 1);
+        const test::memory_use after = test::allocated();
+        INFO("allocation " << failures + 1);
+        CHECK(test::open_descriptors() == descriptors);
+        CHECK(after.allocations == before.allocations);
+        CHECK(after.bytes == before.bytes);
+        failing = made.failure_happened;
+        CHECK(made.ended == (failing ? result::out_of_memory : result::upgraded));
+        failures += failing;
+        closed += failing && made.closed;
+    }
+    CHECK(failures >= 10);
+    CHECK(failures < 1000);
+    CHECK(closed >= failures - 2); // an upgrade that could not be asked for leaves the connection as it was
+}
