@@ -31,6 +31,8 @@
 #include <utility>
 #include <vector>
 
+#include <sys/ioctl.h>
+
 namespace us = upgradeable_streams;
 
 namespace
@@ -70,6 +72,21 @@ asio::awaitable<void> smtp(us::stream_reader reader, us::stream_writer writer)
     std::tie(reader, writer) = co_await writer.start_tls();
     const std::string line = co_await reader.readline();
     writer.write(*writer.get_extra_info<"version">() + " " + line);
+}
+
+/// As test::echo, with one line in plain text; STARTTLS is read only once more has come after it.
+asio::awaitable<void> late_echo(us::stream_reader reader, us::stream_writer writer)
+{
+    const std::string line = co_await reader.readline();
+    writer.write(line);
+    const int descriptor = *writer.get_extra_info<"socket">();
+    const auto more_has_come = [descriptor]
+    {
+        int unread = 0;
+        return ::ioctl(descriptor, FIONREAD, &unread) == 0 && unread > 9;
+    };
+    co_await test::eventually(more_has_come);
+    co_await test::echo(reader, writer);
 }
 
 struct served
@@ -302,7 +319,7 @@ asyncio.run(main(*sys.argv[1:]))
     const auto run_client = [&](const std::string& port) {
         return test::run_process({"python3", "-c", script, port, test::authority().ca_file()});
     };
-    const auto [client, errors] = serve(test::echo, run_client);
+    const auto [client, errors] = serve(late_echo, run_client);
     CHECK(client.status == 0);
     CHECK(client.output == "b'plain\\n' b'secure\\n' TLSv1.3 True True\n");
     CHECK(client.errors.empty());
