@@ -1227,6 +1227,21 @@ TEST_CASE("start_tls: after close it is errc::connection_closed")
         });
 }
 
+TEST_CASE("start_tls: after the peer's end in plain text it fails at once, and closes the connection")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link link = co_await link_with_raw_peer(upgradeable_client());
+            link.peer.send_fin();
+            const std::string nothing = co_await link.reader.readline();
+            CHECK(nothing.empty());
+            const std::error_code error = co_await error_of(link.writer.start_tls());
+            CHECK(error == asio::error::eof);
+            CHECK(link.peer.recv_all().empty());
+        });
+}
+
 TEST_CASE("start_tls: options that make no sense are std::invalid_argument at the call")
 {
     test::run(

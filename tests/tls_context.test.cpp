@@ -203,6 +203,22 @@ TEST_CASE("contexts: in TLS 1.2 only ECDHE with AEAD ciphers is spoken")
         CHECK(meet_with(cipher).error);
 }
 
+TEST_CASE("contexts: in TLS 1.3 key exchange is over elliptic curves only")
+{
+    const auto role = GENERATE(tls_role::client, tls_role::server);
+    auto context = context_of(role);
+    auto settings = peer_of(role);
+    const auto meet_with = [&](const char* group)
+    {
+        settings.adjust = [group](SSL_CTX* c) { test::openssl_check(SSL_CTX_set1_groups_list(c, group), group); };
+        return meet(context, role, settings);
+    };
+    for (const char* group : {"X25519", "P-256", "P-384"})
+        CHECK(meet_with(group).session);
+    for (const char* group : {"ffdhe2048", "ffdhe8192"})
+        CHECK(meet_with(group).error);
+}
+
 TEST_CASE("create_server_context: the server's order of ciphers decides, not the client's")
 {
     auto context = us::create_server_context(localhost());

@@ -777,3 +777,49 @@ TEST_CASE("upgradeable_stream: a shutdown with nothing left to do completes outs
             co_await test::joined(std::move(peer));
         });
 }
+
+TEST_CASE("upgradeable_stream: a shutdown after an end without close_notify sends its own and awaits nothing")
+{
+    const auto role = GENERATE(tls_role::client, tls_role::server);
+    const bool suppress = GENERATE(false, true);
+    CAPTURE(int(role), suppress);
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            auto peer = play(std::move(raw),
+                             [&](test::raw_peer& p)
+                             {
+                                 handshake(p, role);
+                                 p.send_fin();
+                                 return p.tls_read_all();
+                             });
+            auto options = options_of(role);
+            options.suppress_ragged_eofs = suppress;
+            std::optional<tcp_stream> stream(std::in_place, std::move(socket), options);
+            co_await stream->start_tls();
+            co_await read_error(*stream);
+            asio::error_code error;
+            const us::shutdown_options within = {.timeout = std::chrono::seconds(3)};
+            co_await stream->async_shutdown(within, asio::redirect_error(asio::use_awaitable, error));
+            CHECK(error == (suppress ? asio::error_code() : asio::error_code(asio::ssl::error::stream_truncated)));
+            stream.reset();
+            const std::string rest = co_await test::joined(std::move(peer));
+            CHECK(rest.empty());
+        });
+}
+
+TEST_CASE("start_tls: the alert of an upgrade that fails is followed by FIN, though bytes are left unread")
+{
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            raw.send_all("\x16\x03\x01\x00\x04\x01\x00\x00\x00"s + std::string(100'000, 'x'));
+            tcp_stream stream(std::move(socket), options_of(tls_role::server));
+            const std::error_code error = co_await test::error_of(stream.start_tls());
+            CHECK(error.category() == asio::error::get_ssl_category());
+            const std::string answer = raw.recv_all();
+            CHECK(answer.substr(0, 2) == "\x15\x03");
+        });
+}

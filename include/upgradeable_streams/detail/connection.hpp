@@ -559,6 +559,8 @@ inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request
         }
         request->received = received();
         discard(request->received.size());
+        if (eof_ && request->received.empty())
+            throw tls_error(asio::error::eof, "TLS upgrade", X509_V_OK, {});
         co_await start_tls(std::move(request));
     }
     catch (const std::system_error& error)

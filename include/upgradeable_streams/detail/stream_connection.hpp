@@ -98,8 +98,7 @@ private:
 
     void close_socket() override
     {
-        asio::error_code ignored;
-        stream_.lowest_layer().close(ignored);
+        stream_.state_->close();
     }
 
     upgradeable_stream<Socket> stream_;

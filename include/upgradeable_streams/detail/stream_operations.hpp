@@ -332,6 +332,11 @@ struct shutdown_operation
         case waiting:
             if (!state->tls()->queue.idle() && !cancelled)
                 return state->tls()->queue.async_wait_change(std::move(self));
+            if (state->read_error && !was_closed_by_peer())
+            {
+                result = state->read_error;
+                return finish(self, cancelled);
+            }
             step = notifying;
             if (!cancelled && !(SSL_get_shutdown(state->ssl()) & SSL_SENT_SHUTDOWN))
                 return send_close_notify(std::move(self));
@@ -347,6 +352,11 @@ struct shutdown_operation
                 result = state->tls()->queue.error();
             if (result || cancelled || what == asio::socket_base::shutdown_send)
                 return finish(self, cancelled);
+            if (state->read_error) // another read might wait for ever
+            {
+                result = state->read_error == asio::error::eof ? asio::error_code() : state->read_error;
+                return finish(self, cancelled);
+            }
             step = receiving;
             return receive(std::move(self));
         case receiving:
@@ -364,6 +374,12 @@ struct shutdown_operation
         if (what != asio::socket_base::shutdown_send)
             discarded = std::make_unique<std::array<char, 4096>>();
         deadline = state->start_deadline(timeout, executor);
+    }
+
+    /// With any other error a close_notify can no longer be sent.
+    bool was_closed_by_peer() const
+    {
+        return state->read_error == asio::error::eof || state->read_error == asio::ssl::error::stream_truncated;
     }
 
     /// asio's async_shutdown awaits the peer's close_notify and fails on data that comes before it. Told that the

@@ -11,6 +11,7 @@
 #include <asio/buffer.hpp>
 #include <asio/cancellation_type.hpp>
 #include <asio/error.hpp>
+#include <asio/socket_base.hpp>
 #include <asio/ssl/error.hpp>
 #include <asio/steady_timer.hpp>
 
@@ -87,9 +88,11 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
     Socket& socket() { return tls() ? tls()->queue.next_layer() : std::get<Socket>(stage); }
     SSL* ssl() { return tls() ? tls()->layer->native_handle() : nullptr; }
 
+    /// Ends with a FIN, lest a reset for bytes that are left unread overtakes an alert.
     void close()
     {
         asio::error_code ignored;
+        socket().lowest_layer().shutdown(asio::socket_base::shutdown_send, ignored);
         socket().lowest_layer().close(ignored);
     }
 
