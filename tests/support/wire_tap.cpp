@@ -13,6 +13,8 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
+#include <optional>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -89,17 +91,24 @@ struct wire_tap::relay
     {
         std::array<char, 16384> buffer;
         std::error_code error;
+        const bool is_cut = self->cut && self->cut->from_client == (&record == &self->client_to_server);
+        std::size_t left = is_cut ? self->cut->after : std::numeric_limits<std::size_t>::max();
+        if (left == 0)
+            self->end(*passing, to);
         while (!error)
         {
             const std::size_t size =
                 co_await from.async_read_some(asio::buffer(buffer), asio::redirect_error(asio::use_awaitable, error));
             record.append(buffer.data(), size);
+            const std::size_t passes = std::min(size, left);
             const std::size_t step = self->split == 0 ? buffer.size() : self->split;
-            for (std::size_t sent = 0; sent < size && !error; sent += step)
+            for (std::size_t sent = 0; sent < passes && !error; sent += step)
             {
-                const auto piece = asio::buffer(buffer.data() + sent, std::min(step, size - sent));
+                const auto piece = asio::buffer(buffer.data() + sent, std::min(step, passes - sent));
                 co_await asio::async_write(to, piece, asio::redirect_error(asio::use_awaitable, error));
             }
+            if (passes > 0 && (left -= passes) == 0)
+                self->end(*passing, to);
         }
         if (error == asio::error::eof)
             to.shutdown(tcp::socket::shutdown_send, error);
@@ -109,9 +118,19 @@ struct wire_tap::relay
             passing->close();
     }
 
+    void end(connection& passing, tcp::socket& to) const
+    {
+        std::error_code ignored;
+        if (cut->reset)
+            passing.reset();
+        else
+            to.shutdown(tcp::socket::shutdown_send, ignored);
+    }
+
     tcp::acceptor acceptor;
     tcp::endpoint target;
     std::size_t split;
+    std::optional<wire_cut> cut;
     std::string client_to_server;
     std::string server_to_client;
     std::vector<std::shared_ptr<connection>> connections;
@@ -131,6 +150,11 @@ wire_tap::~wire_tap()
 tcp::endpoint wire_tap::endpoint() const
 {
     return relay_->acceptor.local_endpoint();
+}
+
+void wire_tap::cut(const wire_cut& where)
+{
+    relay_->cut = where;
 }
 
 const std::string& wire_tap::client_to_server() const noexcept

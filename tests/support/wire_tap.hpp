@@ -14,6 +14,15 @@
 namespace test
 {
 
+/// Where and how a relay ends a connection: after so many bytes in one direction, which ends with a FIN, or with a
+/// RST for both ends.
+struct wire_cut
+{
+    bool from_client;
+    std::size_t after;
+    bool reset;
+};
+
 /// A relay on a free port of 127.0.0.1 that keeps a copy of all that passes; FIN and RST pass too.
 ///
 /// The recordings are those of one connection after the other, so a test uses one at a time. Concurrency: to be
@@ -30,6 +39,9 @@ public:
 
     asio::ip::tcp::endpoint endpoint() const;
     std::uint16_t port() const { return endpoint().port(); }
+
+    /// Ends the connections that pass from now on; what comes behind the cut is swallowed.
+    void cut(const wire_cut& where);
 
     const std::string& client_to_server() const noexcept;
     const std::string& server_to_client() const noexcept;
