@@ -603,6 +603,24 @@ TEST_CASE("open_connection: a local_addr that cannot be bound is the reason of e
         });
 }
 
+TEST_CASE("open_connection: out of descriptors it is no_descriptors for each address, and connects once there are some")
+{
+    leaves_nothing_open(
+        []() -> awaitable<void>
+        {
+            listener server(co_await asio::this_coro::executor);
+            co_await exception_of<us::connect_error>(us::open_connection("127.0.0.1", 1)); // makes the resolver's thread
+            std::optional<test::descriptor_limit> limit(std::in_place, 0);
+            const auto error =
+                co_await exception_of<us::connect_error>(us::open_connection("127.0.0.1", server.port()));
+            limit.reset();
+            CHECK(error.code() == asio::error::no_descriptors);
+            REQUIRE(error.attempts().size() == 1);
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.port());
+            CHECK_FALSE(writer.is_closing());
+        });
+}
+
 TEST_CASE("open_connection: family chooses among a host's addresses")
 {
     test::run(

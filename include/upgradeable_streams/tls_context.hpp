@@ -58,8 +58,8 @@ static_assert(std::is_trivially_destructible_v<server_context_options>);
 
 /// A context for clients: verifies the server's chain against the system's trust store or `ca_file`, and its name.
 ///
-/// TLS 1.2 at least; ECDHE, never finite fields, with AEAD ciphers; no renegotiation, compression or early data. When ALPN protocols are
-/// offered and the server chooses none, start_tls fails with errc::alpn_not_agreed.
+/// TLS 1.2 at least; ECDHE with AEAD ciphers; no finite fields, renegotiation, compression or early data. When ALPN
+/// protocols are offered and the server chooses none, start_tls fails with errc::alpn_not_agreed.
 ///
 /// Errors: std::system_error that names the file and the reason; std::invalid_argument for a wrong option.
 inline asio::ssl::context create_client_context(const client_context_options& options = {});
@@ -101,7 +101,8 @@ inline void set_safe_defaults(SSL_CTX* context)
         throw_openssl_error("cipher list");
     // The default groups but those over finite fields, with which a client makes a server work hard for nothing
     // (CVE-2002-20001). OpenSSL knows the first form from 3.5 on.
-    const bool done = SSL_CTX_set1_groups_list(context, "DEFAULT:-ffdhe2048:-ffdhe3072:-ffdhe4096:-ffdhe6144:-ffdhe8192");
+    const bool done =
+        SSL_CTX_set1_groups_list(context, "DEFAULT:-ffdhe2048:-ffdhe3072:-ffdhe4096:-ffdhe6144:-ffdhe8192");
     ERR_clear_error();
     if (!done && !SSL_CTX_set1_groups_list(context, "X25519:P-256:X448:P-521:P-384"))
         throw_openssl_error("groups");

@@ -102,7 +102,7 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
         close();
     }
 
-    /// Keeps the start of what stands behind the first `offset` bytes; `bytes` are the caller's no more.
+    /// Keeps the start of what stands behind the first `offset` bytes, in their own memory.
     void keep_not_tls(std::string&& bytes, std::size_t offset)
     {
         not_tls = std::move(bytes.erase(0, offset));

@@ -173,7 +173,7 @@ private:
         sending_.clear();
         sending_.swap(queued_);
         sending_now_ = true;
-        const auto sent = [this, executor, owner = owner_.lock()](asio::error_code error, std::size_t)
+        auto sent = [this, executor, owner = owner_.lock()](asio::error_code error, std::size_t)
         {
             sending_now_ = false;
             if (error)
@@ -183,7 +183,7 @@ private:
         };
         try
         {
-            asio::async_write(next_, asio::buffer(sending_), asio::bind_executor(executor, sent));
+            asio::async_write(next_, asio::buffer(sending_), asio::bind_executor(executor, std::move(sent)));
         }
         catch (const std::bad_alloc&)
         {
