@@ -2,6 +2,7 @@
 
 #include "support/catch.hpp"
 #include "support/chunked_stream.hpp"
+#include "support/flood.hpp"
 #include "support/pattern.hpp"
 #include "support/run.hpp"
 #include "support/stream_links.hpp"
@@ -735,17 +736,9 @@ TEST_CASE("reader: while nobody reads, a peer that floods is stopped by the kern
             const int size = 64 * 1024;
             ::setsockopt(*link.writer.get_extra_info<"socket">(), SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
             ::setsockopt(link.peer.descriptor(), SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
-            const std::string junk(16 * 1024, 'x');
-            std::size_t sent = 0;
-            for (int idle = 0; idle < 20;)
-            {
-                const ssize_t count =
-                    ::send(link.peer.descriptor(), junk.data(), junk.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
-                sent += count > 0 ? std::size_t(count) : 0;
-                idle = count > 0 ? 0 : idle + 1;
-                REQUIRE(sent < 8 * 1024 * 1024);
-                co_await test::turns();
-            }
+            const std::string junk(8 * 1024 * 1024, 'x');
+            const std::size_t sent = co_await test::flood(link.peer, junk);
+            CHECK(sent < junk.size());
             CHECK(sent > 0);
             link.peer.reset();
         });

@@ -3,6 +3,7 @@
 #include "support/catch.hpp"
 #include "support/chunked_stream.hpp"
 #include "support/descriptors.hpp"
+#include "support/operations.hpp"
 #include "support/pattern.hpp"
 #include "support/run.hpp"
 #include "support/stream_links.hpp"
@@ -17,7 +18,6 @@
 #include <array>
 #include <chrono>
 #include <cstddef>
-#include <functional>
 #include <list>
 #include <memory>
 #include <optional>
@@ -1021,53 +1021,27 @@ TEST_CASE("start_tls: the old handles throw errc::connection_upgraded from then 
             us::stream_writer old_writer = link.writer;
             co_await upgrade_both(link);
 
-            const std::vector<std::pair<std::string, std::function<awaitable<void>()>>> operations = {
-                {"read", [&]() -> awaitable<void> { co_await old_reader.read(1); }},
-                {"read to the end", [&]() -> awaitable<void> { co_await old_reader.read(); }},
-                {"read nothing", [&]() -> awaitable<void> { co_await old_reader.read(0); }},
-                {"readline", [&]() -> awaitable<void> { co_await old_reader.readline(); }},
-                {"readexactly", [&]() -> awaitable<void> { co_await old_reader.readexactly(1); }},
-                {"readuntil", [&]() -> awaitable<void> { co_await old_reader.readuntil("x"); }},
-                {"at_eof",
-                 [&]() -> awaitable<void>
-                 {
-                     old_reader.at_eof();
-                     co_return;
-                 }},
-                {"write",
-                 [&]() -> awaitable<void>
-                 {
-                     old_writer.write("x");
-                     co_return;
-                 }},
-                {"writelines",
-                 [&]() -> awaitable<void>
-                 {
-                     old_writer.writelines({"x"});
-                     co_return;
-                 }},
-                {"drain", [&]() -> awaitable<void> { co_await old_writer.drain(); }},
-                {"write_eof",
-                 [&]() -> awaitable<void>
-                 {
-                     old_writer.write_eof();
-                     co_return;
-                 }},
-                {"close",
-                 [&]() -> awaitable<void>
-                 {
-                     old_writer.close();
-                     co_return;
-                 }},
-                {"wait_closed", [&]() -> awaitable<void> { co_await old_writer.wait_closed(); }},
-                {"set_write_buffer_limits",
-                 [&]() -> awaitable<void>
-                 {
-                     old_writer.set_write_buffer_limits({});
-                     co_return;
-                 }},
-                {"start_tls", [&]() -> awaitable<void> { co_await old_writer.start_tls(); }},
-            };
+            std::vector<test::named_operation> operations = test::operations_of(old_reader, old_writer);
+            operations.insert(operations.end(),
+                              {{"at_eof",
+                                [&]() -> awaitable<void>
+                                {
+                                    old_reader.at_eof();
+                                    co_return;
+                                }},
+                               {"drain", [&]() -> awaitable<void> { co_await old_writer.drain(); }},
+                               {"close",
+                                [&]() -> awaitable<void>
+                                {
+                                    old_writer.close();
+                                    co_return;
+                                }},
+                               {"wait_closed", [&]() -> awaitable<void> { co_await old_writer.wait_closed(); }},
+                               {"set_write_buffer_limits", [&]() -> awaitable<void>
+                                {
+                                    old_writer.set_write_buffer_limits({});
+                                    co_return;
+                                }}});
             for (const auto& [name, operation] : operations)
             {
                 CAPTURE(name);
@@ -1117,32 +1091,7 @@ TEST_CASE("start_tls: while it runs, reads, writes and a second start_tls are er
             us::stream_writer writer = link.writer;
             auto upgrade = test::spawn(executor, [&] { return link.writer.start_tls(); });
             co_await test::turns();
-            const std::vector<std::pair<std::string, std::function<awaitable<void>()>>> operations = {
-                {"read", [&]() -> awaitable<void> { co_await reader.read(1); }},
-                {"read to the end", [&]() -> awaitable<void> { co_await reader.read(); }},
-                {"readline", [&]() -> awaitable<void> { co_await reader.readline(); }},
-                {"readexactly", [&]() -> awaitable<void> { co_await reader.readexactly(1); }},
-                {"readuntil", [&]() -> awaitable<void> { co_await reader.readuntil("x"); }},
-                {"write",
-                 [&]() -> awaitable<void>
-                 {
-                     writer.write("x");
-                     co_return;
-                 }},
-                {"writelines",
-                 [&]() -> awaitable<void>
-                 {
-                     writer.writelines({"x"});
-                     co_return;
-                 }},
-                {"write_eof",
-                 [&]() -> awaitable<void>
-                 {
-                     writer.write_eof();
-                     co_return;
-                 }},
-                {"start_tls", [&]() -> awaitable<void> { co_await writer.start_tls(); }},
-            };
+            const auto operations = test::operations_of(reader, writer);
             for (const auto& [name, operation] : operations)
             {
                 CAPTURE(name);

@@ -76,7 +76,7 @@ std::string read_line(Read read)
 
 } // namespace
 
-/// The socket as an OpenSSL BIO that never raises SIGPIPE, and that puts plain bytes around the first write.
+/// The socket as an OpenSSL BIO that never raises SIGPIPE, and that keeps back the first flight until it is whole.
 struct raw_peer::transport
 {
     explicit transport(int socket) noexcept : descriptor(socket) {}
@@ -106,9 +106,19 @@ struct raw_peer::transport
     {
         auto& self = *static_cast<transport*>(BIO_get_data(bio));
         BIO_clear_retry_flags(bio);
-        std::string bytes = std::exchange(self.before, {});
-        bytes.append(data, static_cast<std::size_t>(size)).append(std::exchange(self.after, {}));
-        return self.send_all(bytes) < 0 ? -1 : size;
+        const std::string_view bytes(data, static_cast<std::size_t>(size));
+        if (!self.send_flight)
+            return self.send_all(bytes) < 0 ? -1 : size;
+        self.flight += bytes;
+        return size;
+    }
+
+    bool flush()
+    {
+        ssize_t result = 0;
+        if (const flight_sender sender = std::exchange(send_flight, {}))
+            sender(flight, [&](std::string_view bytes) { result = result < 0 ? result : send_all(bytes); });
+        return result >= 0;
     }
 
     static int read(BIO* bio, char* data, int size)
@@ -124,9 +134,13 @@ struct raw_peer::transport
 
     static long control(BIO* bio, int command, long, void*)
     {
-        if (command == BIO_CTRL_EOF)
-            return static_cast<const transport*>(BIO_get_data(bio))->at_end;
-        return command == BIO_CTRL_FLUSH;
+        auto& self = *static_cast<transport*>(BIO_get_data(bio));
+        switch (command)
+        {
+        case BIO_CTRL_EOF: return self.at_end;
+        case BIO_CTRL_FLUSH: return self.flush();
+        default: return 0;
+        }
     }
 
     static BIO_METHOD* method()
@@ -153,8 +167,8 @@ struct raw_peer::transport
 
     int descriptor;
     mutable bool at_end = false;
-    std::string before;
-    std::string after;
+    flight_sender send_flight; ///< Empty once the first flight was sent.
+    std::string flight;
 };
 
 raw_peer::raw_peer(int descriptor) : transport_(std::make_unique<transport>(descriptor))
@@ -241,8 +255,10 @@ void raw_peer::start_tls(const tls_settings& settings, bool is_server)
     ssl_.reset(openssl_check(SSL_new(context.get()), "SSL_new"));
     BIO* bio = transport_->make_bio();
     SSL_set_bio(ssl_.get(), bio, bio);
-    transport_->before = settings.send_before;
-    transport_->after = settings.send_after;
+    transport_->send_flight = settings.send_flight;
+    if (!settings.send_flight)
+        transport_->send_flight = [settings](std::string_view flight, const auto& send)
+        { send(settings.send_before + std::string(flight) + settings.send_after); };
     ERR_clear_error();
     if (is_server)
     {
@@ -308,6 +324,19 @@ void raw_peer::key_update(bool request_peer)
     tls_check(SSL_key_update(ssl_.get(), request_peer ? SSL_KEY_UPDATE_REQUESTED : SSL_KEY_UPDATE_NOT_REQUESTED),
               "key_update");
     tls_check(SSL_do_handshake(ssl_.get()), "key_update");
+}
+
+std::string raw_peer::tls_unsent(const std::function<void()>& action)
+{
+    BIO* const socket = SSL_get_wbio(ssl());
+    BIO* const memory = openssl_check(BIO_new(BIO_s_mem()), "BIO_new");
+    BIO_up_ref(socket);
+    SSL_set0_wbio(ssl(), memory);
+    action();
+    std::string bytes(BIO_ctrl_pending(memory), '\0');
+    BIO_read(memory, bytes.data(), static_cast<int>(bytes.size()));
+    SSL_set0_wbio(ssl(), socket);
+    return bytes;
 }
 
 void raw_peer::tls_shutdown()

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -56,6 +57,9 @@ public:
 
     /// Sends a KeyUpdate at once (TLS 1.3), and asks for one where `request_peer` is true.
     void key_update(bool request_peer);
+
+    /// Returns: the TLS bytes that `action` would have sent.
+    std::string tls_unsent(const std::function<void()>& action);
 
     /// Sends close_notify, and reads, dropping data, until the other side's has come.
     void tls_shutdown();

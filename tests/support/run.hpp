@@ -7,6 +7,7 @@
 
 #include <asio/awaitable.hpp>
 #include <asio/io_context.hpp>
+#include <asio/post.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/strand.hpp>
 #include <asio/this_coro.hpp>
@@ -151,6 +152,14 @@ asio::awaitable<void> eventually(Predicate predicate)
         timer.expires_after(std::chrono::milliseconds(1));
         co_await timer.async_wait(asio::use_awaitable);
     }
+}
+
+/// Lets everything else that is ready run, so many times: a coroutine spawned before has then come to its first wait.
+inline asio::awaitable<void> turns(int count = 10)
+{
+    const auto executor = co_await asio::this_coro::executor;
+    for (int i = 0; i < count; ++i)
+        co_await asio::post(executor, asio::use_awaitable);
 }
 
 /// Waits for what a thread computes (`run_in_thread`), without blocking this one.

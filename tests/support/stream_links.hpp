@@ -16,7 +16,6 @@
 
 #include <asio/awaitable.hpp>
 #include <asio/ip/tcp.hpp>
-#include <asio/post.hpp>
 #include <asio/ssl/context.hpp>
 #include <asio/this_coro.hpp>
 #include <asio/use_awaitable.hpp>
@@ -184,14 +183,6 @@ inline asio::awaitable<tapped_link> link_through_tap(upgradeable_streams::connec
     tapped_link made{std::move(tap),
                      {std::move(pair.first), std::move(pair.second), std::move(peer.first), std::move(peer.second)}};
     co_return made;
-}
-
-/// Lets everything else that is ready run, so many times: a coroutine spawned before has then come to its first wait.
-inline asio::awaitable<void> turns(int count = 10)
-{
-    const auto executor = co_await asio::this_coro::executor;
-    for (int i = 0; i < count; ++i)
-        co_await asio::post(executor, asio::use_awaitable);
 }
 
 } // namespace test

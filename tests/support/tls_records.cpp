@@ -43,4 +43,10 @@ tls_scan tls_records(std::string_view bytes)
     }
 }
 
+bool only_tls(std::string_view bytes)
+{
+    const tls_scan scan = tls_records(bytes);
+    return scan.all_tls || scan.cut_off;
+}
+
 } // namespace test

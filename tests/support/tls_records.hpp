@@ -34,6 +34,9 @@ struct tls_scan
 /// Returns: the TLS records that `bytes` begin with, and where they stop to be TLS.
 tls_scan tls_records(std::string_view bytes);
 
+/// Whether `bytes` are TLS records and nothing else; the last may be cut off.
+bool only_tls(std::string_view bytes);
+
 } // namespace test
 
 #endif

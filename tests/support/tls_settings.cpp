@@ -2,8 +2,32 @@
 
 #include "certificates.hpp"
 
+#include <cstddef>
+#include <cstdint>
+
 namespace test
 {
+namespace
+{
+
+/// A ClientHello then has an extension of `size` bytes, with a type for private use.
+void add_padding(SSL_CTX* context, std::size_t size)
+{
+    const auto add = [](SSL*, unsigned, unsigned, const unsigned char** data, std::size_t* length, X509*, std::size_t,
+                        int*, void* bytes)
+    {
+        *length = reinterpret_cast<std::uintptr_t>(bytes);
+        *data = static_cast<unsigned char*>(OPENSSL_zalloc(*length));
+        return *data ? 1 : -1;
+    };
+    const auto free = [](SSL*, unsigned, unsigned, const unsigned char* data, void*)
+    { OPENSSL_free(const_cast<unsigned char*>(data)); };
+    openssl_check(SSL_CTX_add_custom_ext(context, 0xff00, SSL_EXT_CLIENT_HELLO, add, free,
+                                         reinterpret_cast<void*>(size), nullptr, nullptr),
+                  "padding");
+}
+
+} // namespace
 
 tls_settings localhost_server()
 {
@@ -40,6 +64,8 @@ context_ptr make_context(const tls_settings& settings, bool is_server)
         openssl_check(SSL_CTX_load_verify_locations(context.get(), settings.ca_file.c_str(), nullptr), "ca_file");
         SSL_CTX_set_verify(context.get(), SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, nullptr);
     }
+    if (settings.padding > 0)
+        add_padding(context.get(), settings.padding);
     if (settings.adjust)
         settings.adjust(context.get());
     return context;

@@ -5,11 +5,16 @@
 
 #include <openssl/ssl.h>
 
+#include <cstddef>
 #include <functional>
 #include <string>
+#include <string_view>
 
 namespace test
 {
+
+/// Given all that a peer has to say before it listens for the first time, and what sends bytes. Must not throw.
+using flight_sender = std::function<void(std::string_view flight, const std::function<void(std::string_view)>& send)>;
 
 /// What a raw peer brings to a handshake; all of it may be left out.
 struct tls_settings
@@ -20,8 +25,10 @@ struct tls_settings
     std::string server_name{}; ///< Of a client: sent as SNI, and checked where there is a `ca_file`.
     int min_version = TLS1_2_VERSION;
     int max_version = TLS1_3_VERSION;
-    std::string send_before{};              ///< Plain bytes that share a send with the first TLS bytes, before them.
-    std::string send_after{};               ///< The same, behind them.
+    std::size_t padding = 0; ///< Of a client: makes its ClientHello so much longer, by an extension that nobody knows.
+    std::string send_before{};              ///< Plain bytes that share a send with the first flight, before it.
+    std::string send_after{};               ///< The same, behind it.
+    flight_sender send_flight{};            ///< Sends the first flight, in place of the peer and of these two.
     std::function<void(SSL_CTX*)> adjust{}; ///< For everything else; called last.
 };
 

@@ -116,6 +116,10 @@ struct wire_tap::relay
             passing->reset();
         if (--passing->open_directions == 0)
             passing->close();
+        else // a FIN may be followed by a RST
+            co_await from.async_wait(tcp::socket::wait_error, asio::redirect_error(asio::use_awaitable, error));
+        if (!error && passing->open_directions > 0)
+            passing->reset();
     }
 
     void end(connection& passing, tcp::socket& to) const
