@@ -1328,6 +1328,8 @@ TEST_CASE("start_tls: a client refuses plain text that followed the answer, and 
             CHECK(!link.writer.get_extra_info<"socket">());
             const std::error_code read = co_await error_of(reader.read(1));
             CHECK(read == us::errc::connection_closed);
+            const std::string seen = co_await peer_receives_to_the_end(link);
+            CHECK(test::only_tls(seen));
         });
 }
 
@@ -1369,6 +1371,8 @@ TEST_CASE("start_tls: a server refuses plain text that followed STARTTLS, and sh
             CHECK(!link.writer.get_extra_info<"socket">());
             const std::error_code read = co_await error_of(link.reader.read(1));
             CHECK(read == us::errc::connection_closed);
+            const std::string seen = co_await peer_receives_to_the_end(link);
+            CHECK(test::only_tls(seen));
         });
 }
 
@@ -1463,6 +1467,8 @@ TEST_CASE("start_tls: plain text behind a ClientHello fails, closes the connecti
             CHECK(link.writer.is_closing());
             CHECK(!link.writer.get_extra_info<"socket">());
             co_await joined(std::move(peer));
+            const std::error_code read = co_await error_of(link.reader.read(1));
+            CHECK(read == us::errc::connection_closed);
         });
 }
 
