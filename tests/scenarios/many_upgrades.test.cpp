@@ -6,6 +6,7 @@
 #include "support/deadline.hpp"
 #include "support/descriptors.hpp"
 #include "support/echo_server.hpp"
+#include "support/memory.hpp"
 #include "support/raw_peer.hpp"
 #include "support/run.hpp"
 #include "support/thread.hpp"
@@ -17,12 +18,9 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <fstream>
 #include <string>
 #include <tuple>
 #include <vector>
-
-#include <unistd.h>
 
 namespace us = upgradeable_streams;
 
@@ -73,15 +71,6 @@ int upgrade_many(int count, std::uint16_t port, asio::ssl::context& ssl)
     return done;
 }
 
-/// Of this process, in bytes.
-std::size_t resident_memory()
-{
-    std::size_t all = 0;
-    std::size_t resident = 0;
-    std::ifstream("/proc/self/statm") >> all >> resident;
-    return resident * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-}
-
 } // namespace
 
 TEST_CASE("many upgrades: none is lost when 64 clients at once do not wait for an answer, and none leaves anything")
@@ -108,15 +97,14 @@ TEST_CASE("many upgrades: none is lost when 64 clients at once do not wait for a
     upgrade(first_upgrades);
     const std::size_t descriptors = test::open_descriptors();
     const test::memory_use memory = test::allocated();
-    const std::size_t resident = resident_memory();
+    const std::size_t all_memory = test::live_bytes();
     upgrade(all_upgrades - first_upgrades);
     const test::memory_use memory_after = test::allocated();
-    const std::size_t resident_after = resident_memory();
+    const std::size_t all_memory_after = test::live_bytes();
     CHECK(test::open_descriptors() == descriptors);
     CHECK(memory_after.allocations == memory.allocations);
     CHECK(memory_after.bytes == memory.bytes);
-    if (!test::under_sanitizer) // which keeps what was freed for a while
-        CHECK(resident_after < resident + std::size_t(all_upgrades) * 40);
+    CHECK(all_memory_after < all_memory + std::size_t(all_upgrades) * 40);
 }
 
 TEST_CASE("many upgrades: none is lost when the ClientHello is in the same segment as STARTTLS")
