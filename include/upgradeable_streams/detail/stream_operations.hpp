@@ -332,7 +332,7 @@ struct shutdown_operation
         case waiting:
             if (!state->tls()->queue.idle() && !cancelled)
                 return state->tls()->queue.async_wait_change(std::move(self));
-            if (state->read_error && !was_closed_by_peer())
+            if (has_failed())
             {
                 result = state->read_error;
                 return finish(self, cancelled);
@@ -352,11 +352,6 @@ struct shutdown_operation
                 result = state->tls()->queue.error();
             if (result || cancelled || what == asio::socket_base::shutdown_send)
                 return finish(self, cancelled);
-            if (state->read_error) // another read might wait for ever
-            {
-                result = state->read_error == asio::error::eof ? asio::error_code() : state->read_error;
-                return finish(self, cancelled);
-            }
             step = receiving;
             return receive(std::move(self));
         case receiving:
@@ -376,10 +371,11 @@ struct shutdown_operation
         deadline = state->start_deadline(timeout, executor);
     }
 
-    /// With any other error a close_notify can no longer be sent.
-    bool was_closed_by_peer() const
+    /// Whether a read has met an error after which no close_notify can be sent.
+    bool has_failed() const
     {
-        return state->read_error == asio::error::eof || state->read_error == asio::ssl::error::stream_truncated;
+        return state->read_error && state->read_error != asio::error::eof &&
+               state->read_error != asio::ssl::error::stream_truncated;
     }
 
     /// asio's async_shutdown awaits the peer's close_notify and fails on data that comes before it. Told that the
@@ -394,10 +390,13 @@ struct shutdown_operation
         SSL_set_shutdown(keep->ssl(), before | SSL_SENT_SHUTDOWN);
     }
 
+    /// An end that a read has found is not awaited again: a socket tells its end once.
     template <typename Self>
     void receive(Self&& self)
     {
-        if (SSL_get_shutdown(state->ssl()) & SSL_RECEIVED_SHUTDOWN)
+        if (state->read_error && state->read_error != asio::error::eof)
+            result = state->read_error;
+        if (state->read_error || SSL_get_shutdown(state->ssl()) & SSL_RECEIVED_SHUTDOWN)
             return finish(self, false);
         auto& layer = *state->tls()->layer;
         const auto buffer = asio::buffer(*discarded);
