@@ -422,8 +422,8 @@ TEST_CASE("start_server: ssl without upgradeable is TLS from the first byte")
     test::run(
         []() -> asio::awaitable<void>
         {
-            asio::ssl::context server_ssl = test::server_context();
-            asio::ssl::context client_ssl = test::client_context();
+            asio::ssl::context server_ssl = test::make_server_context();
+            asio::ssl::context client_ssl = test::make_client_context();
             const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
             {
                 const std::string line = co_await reader.readline();
@@ -440,7 +440,7 @@ TEST_CASE("start_server: with ssl at once the handler is called only after the h
     test::run(
         []() -> asio::awaitable<void>
         {
-            asio::ssl::context ssl = test::server_context();
+            asio::ssl::context ssl = test::make_server_context();
             const test::error_log errors;
             const us::server server =
                 co_await us::start_server(never_called, "127.0.0.1", 0, {.ssl = &ssl, .error_handler = errors});
@@ -462,8 +462,8 @@ TEST_CASE("start_server: upgradeable connections begin in plain text and the han
     test::run(
         []() -> asio::awaitable<void>
         {
-            asio::ssl::context server_ssl = test::server_context();
-            asio::ssl::context client_ssl = test::client_context();
+            asio::ssl::context server_ssl = test::make_server_context();
+            asio::ssl::context client_ssl = test::make_client_context();
             const us::server server =
                 co_await us::start_server(test::echo, "127.0.0.1", 0, {.ssl = &server_ssl, .upgradeable = true});
             auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port,
@@ -948,8 +948,8 @@ TEST_CASE("start_server: a failed handshake is reported with its reason and the 
     test::run(
         []() -> asio::awaitable<void>
         {
-            asio::ssl::context server_ssl = test::server_context();
-            asio::ssl::context client_ssl = test::client_context();
+            asio::ssl::context server_ssl = test::make_server_context();
+            asio::ssl::context client_ssl = test::make_client_context();
             const test::error_log errors;
             const us::server server =
                 co_await us::start_server(test::echo, "127.0.0.1", 0, {.ssl = &server_ssl, .error_handler = errors});
@@ -1046,7 +1046,7 @@ TEST_CASE("start_server: a peer that connects and says nothing is dropped, and h
     test::run(
         [upgradeable]() -> asio::awaitable<void>
         {
-            asio::ssl::context server_ssl = test::server_context();
+            asio::ssl::context server_ssl = test::make_server_context();
             const test::error_log errors;
             const us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0,
                                                                 {.ssl = &server_ssl,
@@ -1148,7 +1148,7 @@ TEST_CASE("start_server: max_handshakes run at once, and the next has its turn w
     test::run(
         []() -> asio::awaitable<void>
         {
-            asio::ssl::context server_ssl = test::server_context();
+            asio::ssl::context server_ssl = test::make_server_context();
             const test::error_log errors;
             int handlers = 0;
             const auto handle = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
@@ -1191,7 +1191,7 @@ TEST_CASE("start_server: a handshake that waits for its turn past its deadline f
     test::run(
         []() -> asio::awaitable<void>
         {
-            asio::ssl::context server_ssl = test::server_context();
+            asio::ssl::context server_ssl = test::make_server_context();
             const test::error_log errors;
             const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
             {
@@ -1236,7 +1236,7 @@ TEST_CASE("start_server: abort_clients ends handshakes that run and those that w
     test::run(
         []() -> asio::awaitable<void>
         {
-            asio::ssl::context server_ssl = test::server_context();
+            asio::ssl::context server_ssl = test::make_server_context();
             const test::error_log errors;
             std::size_t upgrading = 0;
             const auto handle = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
@@ -1290,7 +1290,7 @@ TEST_CASE("start_server: ssl_shutdown_timeout bounds the wait for a peer that do
     test::run(
         []() -> asio::awaitable<void>
         {
-            asio::ssl::context server_ssl = test::server_context();
+            asio::ssl::context server_ssl = test::make_server_context();
             const auto handle = [](us::stream_reader, us::stream_writer writer) -> asio::awaitable<void>
             {
                 writer.write("goodbye\n");
@@ -1318,7 +1318,7 @@ TEST_CASE("start_server: TLS cut off without close_notify is an error unless sup
     test::run(
         [suppress]() -> asio::awaitable<void>
         {
-            asio::ssl::context server_ssl = test::server_context();
+            asio::ssl::context server_ssl = test::make_server_context();
             const test::error_log errors;
             us::server server = co_await us::start_server(
                 test::echo, "127.0.0.1", 0,
@@ -1434,8 +1434,8 @@ TEST_CASE("start_server: set_ssl_context serves the new certificate to new conne
     test::run(
         []() -> asio::awaitable<void>
         {
-            std::optional<asio::ssl::context> old_ssl(test::server_context(localhost_certificate_named("the old one")));
-            asio::ssl::context client_ssl = test::client_context();
+            std::optional<asio::ssl::context> old_ssl(test::make_server_context(localhost_certificate_named("the old one")));
+            asio::ssl::context client_ssl = test::make_client_context();
             us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0, {.ssl = &*old_ssl});
             const std::uint16_t port = server.sockets()[0].port;
             auto [reader, writer] =
@@ -1443,7 +1443,7 @@ TEST_CASE("start_server: set_ssl_context serves the new certificate to new conne
             CHECK(writer.get_extra_info<"peercert">()->subject() == "CN=the old one");
 
             {
-                asio::ssl::context new_ssl = test::server_context(localhost_certificate_named("the new one"));
+                asio::ssl::context new_ssl = test::make_server_context(localhost_certificate_named("the new one"));
                 server.set_ssl_context(new_ssl);
                 old_ssl.reset();
             }
@@ -1464,9 +1464,9 @@ TEST_CASE("start_server: set_ssl_context holds for upgrades of connections accep
     test::run(
         []() -> asio::awaitable<void>
         {
-            asio::ssl::context old_ssl = test::server_context(localhost_certificate_named("the old one"));
-            asio::ssl::context new_ssl = test::server_context(localhost_certificate_named("the new one"));
-            asio::ssl::context client_ssl = test::client_context();
+            asio::ssl::context old_ssl = test::make_server_context(localhost_certificate_named("the old one"));
+            asio::ssl::context new_ssl = test::make_server_context(localhost_certificate_named("the new one"));
+            asio::ssl::context client_ssl = test::make_client_context();
             us::server server =
                 co_await us::start_server(test::echo, "127.0.0.1", 0, {.ssl = &old_ssl, .upgradeable = true});
             const us::connection_options options = {
@@ -1488,7 +1488,7 @@ TEST_CASE("start_server: set_ssl_context is refused by a server that was started
     test::run(
         []() -> asio::awaitable<void>
         {
-            asio::ssl::context ssl = test::server_context();
+            asio::ssl::context ssl = test::make_server_context();
             us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0);
             std::error_code error;
             try
@@ -1547,8 +1547,8 @@ TEST_CASE("start_unix_server: upgrades, and is TLS at once where asked to")
         {
             const test::temporary_directory directory;
             const std::string path = directory.file("socket");
-            asio::ssl::context server_ssl = test::server_context();
-            asio::ssl::context client_ssl = test::client_context();
+            asio::ssl::context server_ssl = test::make_server_context();
+            asio::ssl::context client_ssl = test::make_client_context();
             const us::server server =
                 co_await us::start_unix_server(test::echo, path, {.ssl = &server_ssl, .upgradeable = upgradeable});
             auto [reader, writer] = co_await us::open_unix_connection(

@@ -824,11 +824,11 @@ TEST_CASE("start_tls: options at the call override those that the stream was mad
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = play_tls(std::move(raw), tls_role::client, [](test::raw_peer&) {});
             // Each of these would fail.
-            tcp_stream stream(std::move(socket), {.ssl = &server_ssl(),
+            tcp_stream stream(std::move(socket), {.ssl = &test::server_context(),
                                                   .role = tls_role::server,
                                                   .server_hostname = "elsewhere.test",
                                                   .handshake_timeout = 1ns});
-            co_await stream.start_tls({.ssl = &client_ssl(),
+            co_await stream.start_tls({.ssl = &test::client_context(),
                                        .role = tls_role::client,
                                        .server_hostname = "localhost",
                                        .handshake_timeout = 60s});
@@ -846,7 +846,7 @@ TEST_CASE("start_tls: options that are left out at the call keep the values that
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = play_tls(std::move(raw), tls_role::server, [](test::raw_peer&) {});
             tcp_stream stream(std::move(socket), {.role = tls_role::server});
-            co_await stream.start_tls({.ssl = &server_ssl()});
+            co_await stream.start_tls({.ssl = &test::server_context()});
             CHECK(SSL_is_server(stream.native_handle()) == 1);
             co_await shut_down(stream);
             co_await test::joined(std::move(peer));
@@ -864,7 +864,7 @@ TEST_CASE("start_tls: options that were overridden at a call that was refused do
             const std::error_code error =
                 co_await test::error_of(stream.start_tls({.role = tls_role::client, .server_hostname = "localhost"}));
             CHECK(error == us::errc::not_upgradeable);
-            co_await stream.start_tls({.ssl = &server_ssl()});
+            co_await stream.start_tls({.ssl = &test::server_context()});
             CHECK(SSL_is_server(stream.native_handle()) == 1);
             co_await shut_down(stream);
             co_await test::joined(std::move(peer));
@@ -905,7 +905,7 @@ TEST_CASE("upgradeable_stream: options that make no sense are std::invalid_argum
     CHECK_THROWS_AS(tcp_stream(tcp::socket(io), {.received = "x"}), std::invalid_argument);
     CHECK_THROWS_AS(tcp_stream(tcp::socket(io), {.server_hostname = "*.test"}), std::invalid_argument);
 
-    tcp_stream stream(std::move(socket), {.ssl = &client_ssl()});
+    tcp_stream stream(std::move(socket), {.ssl = &test::client_context()});
     outcome result;
     CHECK_THROWS_AS(stream.start_tls({.server_hostname = "localhost", .handshake_timeout = 0s}), std::invalid_argument);
     CHECK_THROWS_AS(stream.start_tls({.server_hostname = "localhost", .shutdown_timeout = -1s}), std::invalid_argument);

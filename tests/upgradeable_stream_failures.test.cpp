@@ -580,8 +580,10 @@ TEST_CASE("upgradeable_stream: shutdown_both awaits the peer's close_notify, and
         });
 }
 
-TEST_CASE("upgradeable_stream: a shutdown that the peer answers by hanging up is stream_truncated")
+TEST_CASE("upgradeable_stream: a shutdown that the peer answers by hanging up is stream_truncated, and so are later reads")
 {
+    const bool suppress = GENERATE(false, true);
+    CAPTURE(suppress);
     test::run(
         [&]() -> asio::awaitable<void>
         {
@@ -592,11 +594,39 @@ TEST_CASE("upgradeable_stream: a shutdown that the peer answers by hanging up is
                                  handshake(p, tls_role::client);
                                  p.tls_read_all();
                              });
-            tcp_stream stream(std::move(socket), options_of(tls_role::client));
+            auto options = options_of(tls_role::client);
+            options.suppress_ragged_eofs = suppress;
+            tcp_stream stream(std::move(socket), options);
             co_await stream.start_tls();
-            const std::error_code error = co_await shutdown_error(stream);
-            CHECK(error == asio::ssl::error::stream_truncated);
+            asio::error_code error;
+            co_await stream.async_shutdown({}, asio::redirect_error(use_awaitable, error));
+            CHECK(error == (suppress ? asio::error_code() : asio::error_code(asio::ssl::error::stream_truncated)));
+            const std::error_code read = co_await read_error(stream);
+            CHECK(read == (suppress ? asio::error_code(asio::error::eof) : error));
             co_await test::joined(std::move(peer));
+        });
+}
+
+TEST_CASE("upgradeable_stream: a plain stream that is destroyed with bytes unread is reset, not ended")
+{
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            std::optional<tcp_stream> stream(std::in_place, std::move(socket));
+            raw.send_all("unread");
+            co_await test::eventually([&] { return stream->lowest_layer().available() > 0; });
+            stream.reset();
+            std::error_code error;
+            try
+            {
+                raw.recv_all();
+            }
+            catch (const std::system_error& e)
+            {
+                error = e.code();
+            }
+            CHECK(error == std::errc::connection_reset);
         });
 }
 

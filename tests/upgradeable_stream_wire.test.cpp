@@ -373,7 +373,7 @@ std::optional<us::tls_error> verify(const std::string& name, const test::issued&
                              });
             std::optional<us::tls_error> result;
             {
-                tcp_stream stream(std::move(socket), {.ssl = &client_ssl(), .server_hostname = name});
+                tcp_stream stream(std::move(socket), {.ssl = &test::client_context(), .server_hostname = name});
                 try
                 {
                     co_await stream.start_tls();
@@ -501,7 +501,7 @@ TEST_CASE("start_tls: names that OpenSSL would match too liberally are std::inva
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
-            tcp_stream stream(std::move(socket), {.ssl = &client_ssl()});
+            tcp_stream stream(std::move(socket), {.ssl = &test::client_context()});
             outcome result;
             CHECK_THROWS_AS(stream.start_tls({.server_hostname = name}), std::invalid_argument);
             CHECK_THROWS_AS(stream.async_start_tls({.server_hostname = name}, into(result)), std::invalid_argument);
@@ -528,7 +528,7 @@ TEST_CASE("start_tls: a client that verifies needs a server_hostname, one that d
                                  p.tls_shutdown();
                              });
             auto trusting = us::create_client_context({.verify_peer = false});
-            tcp_stream stream(std::move(socket), {.ssl = &client_ssl()});
+            tcp_stream stream(std::move(socket), {.ssl = &test::client_context()});
             CHECK_THROWS_AS(stream.start_tls(), std::invalid_argument);
             CHECK_THROWS_AS(stream.start_tls({.server_hostname = ""}), std::invalid_argument);
             co_await stream.start_tls({.ssl = &trusting});

@@ -136,7 +136,7 @@ public:
     ///
     /// Errors: std::invalid_argument at the call for options that make no sense; errc::not_upgradeable and already_tls
     /// leave the connection as it was, as does errc::operation_in_progress when a read is pending. Every other failure
-    /// closes the connection: tls_error, errc::handshake_timeout.
+    /// closes the connection: tls_error, errc::handshake_timeout, std::bad_alloc.
     ///
     /// Cancellation: closes the connection.
     asio::awaitable<std::pair<stream_reader, stream_writer>> start_tls(const tls_options& options = {})

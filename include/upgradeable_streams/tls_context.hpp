@@ -99,13 +99,16 @@ inline void set_safe_defaults(SSL_CTX* context)
     SSL_CTX_set_mode(context, SSL_MODE_RELEASE_BUFFERS);
     if (!SSL_CTX_set_cipher_list(context, "ECDHE+AESGCM:ECDHE+CHACHA20"))
         throw_openssl_error("cipher list");
-    // The default groups but those over finite fields, with which a client makes a server work hard for nothing
-    // (CVE-2002-20001). OpenSSL knows the first form from 3.5 on.
-    const bool done =
-        SSL_CTX_set1_groups_list(context, "DEFAULT:-ffdhe2048:-ffdhe3072:-ffdhe4096:-ffdhe6144:-ffdhe8192");
-    ERR_clear_error();
-    if (!done && !SSL_CTX_set1_groups_list(context, "X25519:P-256:X448:P-521:P-384"))
-        throw_openssl_error("groups");
+    // OpenSSL's default groups but those over finite fields, with which a client makes a server work hard for nothing
+    // (CVE-2002-20001): from 3.5 on, before, and with a provider that lacks the others.
+    for (const char* groups : {"?*X25519MLKEM768/?*X25519:?secp256r1/?X448:?secp384r1:?secp521r1",
+                               "X25519:P-256:X448:P-521:P-384", "P-256:P-521:P-384"})
+    {
+        ERR_clear_error();
+        if (SSL_CTX_set1_groups_list(context, groups))
+            return ERR_clear_error();
+    }
+    throw_openssl_error("groups");
 }
 
 inline void load_key_pair(SSL_CTX* context, const key_pair_options& options)

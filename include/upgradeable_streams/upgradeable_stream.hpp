@@ -153,7 +153,7 @@ public:
     ///
     /// Errors: std::invalid_argument at the call for options that make no sense, among them a client that verifies
     /// and has no server_hostname; errc::not_upgradeable, already_tls, upgrade_in_progress, plaintext_injection,
-    /// handshake_timeout, alpn_not_agreed; OpenSSL's own. In TLS 1.3 a server's refusal of the client's certificate
+    /// handshake_timeout, alpn_not_agreed; asio::error::no_memory; OpenSSL's own. In TLS 1.3 a server's refusal of the client's certificate
     /// reaches the client at its first read (RFC 8446 section 4.4.2.4).
     template <typename Token = asio::default_completion_token_t<executor_type>>
     auto async_start_tls(const tls_options& options = {}, Token&& token = {})
@@ -172,10 +172,11 @@ public:
 
     /// Ends the conversation in order, before the stream is destroyed; the signature is void(asio::error_code).
     ///
-    /// No read may be pending for shutdown_both.
+    /// No read may be pending for shutdown_both. What a read has found already is not awaited again: the end of the
+    /// peer's direction, or an error after which no close_notify can be sent.
     ///
     /// Errors: errc::shutdown_timeout, after which the socket is closed; asio::ssl::error::stream_truncated when the
-    /// peer closed without a close_notify of its own.
+    /// peer closed without a close_notify of its own, unless suppress_ragged_eofs; the error that a read met.
     template <typename Token = asio::default_completion_token_t<executor_type>>
     auto async_shutdown(const shutdown_options& options = {}, Token&& token = {})
     {

@@ -18,6 +18,7 @@
 #include <asio/awaitable.hpp>
 #include <asio/ssl/context.hpp>
 #include <asio/ssl/error.hpp>
+#include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>
 
 #include <algorithm>
@@ -124,26 +125,14 @@ struct victim
     }
 };
 
-asio::ssl::context& server_ssl()
-{
-    static asio::ssl::context shared = test::server_context();
-    return shared;
-}
-
-asio::ssl::context& client_ssl()
-{
-    static asio::ssl::context shared = test::client_context();
-    return shared;
-}
-
 template <typename Attacker>
 awaitable<void> attack_server(victim& one, std::size_t chunk, Attacker& attacker)
 {
     const auto handle = [&one](us::stream_reader reader, us::stream_writer writer)
     { return one.live(std::move(reader), std::move(writer)); };
     const test::error_log errors;
-    us::server server = co_await us::start_server(handle, "127.0.0.1", 0,
-                                                  {.ssl = &server_ssl(), .upgradeable = true, .error_handler = errors});
+    us::server server = co_await us::start_server(
+        handle, "127.0.0.1", 0, {.ssl = &test::server_context(), .upgradeable = true, .error_handler = errors});
     test::wire_tap tap(co_await asio::this_coro::executor, test::endpoint_of(server), chunk);
     co_await test::joined(test::run_in_thread(
         [&attacker, endpoint = tap.endpoint()]
@@ -170,7 +159,7 @@ awaitable<void> attack_client(victim& one, std::size_t chunk, Attacker& attacker
             attacker(peer);
         });
     auto [reader, writer] =
-        co_await us::open_connection("127.0.0.1", tap.port(), {.ssl = &client_ssl(), .upgradeable = true});
+        co_await us::open_connection("127.0.0.1", tap.port(), {.ssl = &test::client_context(), .upgradeable = true});
     try
     {
         co_await one.live(std::move(reader), std::move(writer));
@@ -337,6 +326,8 @@ void lead(test::raw_peer& peer, victim& one)
 struct failing_handshake
 {
     const char* name;
+    const char* server_error; ///< A part of its message.
+    const char* client_error;
     void (*play)(test::raw_peer&, tls_role own);
 };
 
@@ -354,18 +345,20 @@ void fail_handshake(test::raw_peer& peer, tls_role own, const test::tls_settings
 }
 
 const failing_handshake failing_handshakes[] = {
-    {"the peer hangs up", [](test::raw_peer& peer, tls_role) { peer.send_fin(); }},
-    {"the peer resets", [](test::raw_peer& peer, tls_role) { peer.reset(); }},
-    {"an alert", [](test::raw_peer& peer, tls_role) { peer.send_all("\x15\x03\x01\x00\x02\x02\x28"s); }},
-    {"a record of nonsense", [](test::raw_peer& peer, tls_role) { peer.send_all("\x16\x03\x01\x00\x04oops"s); }},
-    {"an old version",
+    {"the peer hangs up", "truncated", "truncated", [](test::raw_peer& peer, tls_role) { peer.send_fin(); }},
+    {"the peer resets", "reset", "reset", [](test::raw_peer& peer, tls_role) { peer.reset(); }},
+    {"an alert", "unexpected message", "handshake failure",
+     [](test::raw_peer& peer, tls_role) { peer.send_all("\x15\x03\x01\x00\x02\x02\x28"s); }},
+    {"a record of nonsense", "unexpected message", "unexpected message",
+     [](test::raw_peer& peer, tls_role) { peer.send_all("\x16\x03\x01\x00\x04oops"s); }},
+    {"an old version", "unsupported protocol", "alert protocol version",
      [](test::raw_peer& peer, tls_role own)
      {
          test::tls_settings settings = settings_of(own);
          settings.min_version = settings.max_version = TLS1_1_VERSION;
          fail_handshake(peer, own, settings);
      }},
-    {"a certificate that is not trusted",
+    {"a certificate that is not trusted", "alert unknown ca", "certificate verify failed",
      [](test::raw_peer& peer, tls_role own)
      {
          test::tls_settings settings = settings_of(own);
@@ -399,7 +392,8 @@ TEST_CASE("attacks: a handshake that fails leaves nothing that could go on in pl
             go_on_in_plain_text(peer);
         };
         attack(one, chunk, attacker);
-        CHECK(one.error);
+        CHECK_THAT(one.error.message(),
+                   test::contains(role == tls_role::server ? failing.server_error : failing.client_error));
         CHECK(one.lines == std::vector{lead_of(one.attacker())});
         CHECK(test::only_tls(one.sent));
     }
@@ -486,7 +480,7 @@ TEST_CASE("attacks: a ClientHello that is split at any of its bytes is taken for
             };
             const test::error_log errors;
             us::server server = co_await us::start_server(
-                handle, "127.0.0.1", 0, {.ssl = &server_ssl(), .upgradeable = true, .error_handler = errors});
+                handle, "127.0.0.1", 0, {.ssl = &test::server_context(), .upgradeable = true, .error_handler = errors});
             const auto until_read = [&upgrading]
             {
                 const auto deadline = std::chrono::steady_clock::now() + test::peer_deadline;
@@ -538,7 +532,8 @@ TEST_CASE("attacks: a ClientHello of 40 KB is taken for the handshake, with STAR
         {
             const test::error_log errors;
             us::server server = co_await us::start_server(
-                test::echo, "127.0.0.1", 0, {.ssl = &server_ssl(), .upgradeable = true, .error_handler = errors});
+                test::echo, "127.0.0.1", 0,
+                {.ssl = &test::server_context(), .upgradeable = true, .error_handler = errors});
             test::wire_tap tap(co_await asio::this_coro::executor, test::endpoint_of(server), chunk);
             const auto client = [&, endpoint = tap.endpoint()]
             {
@@ -589,10 +584,10 @@ TEST_CASE("attacks: a ClientHello that drips is dropped at the handshake's deadl
     test::run(
         []() -> awaitable<void>
         {
-            const std::chrono::milliseconds deadline(test::under_sanitizer ? 2000 : 500);
+            const std::chrono::milliseconds deadline(test::under_sanitizer ? 2000 : 600);
             const test::error_log errors;
             us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0,
-                                                          {.ssl = &server_ssl(),
+                                                          {.ssl = &test::server_context(),
                                                            .upgradeable = true,
                                                            .ssl_handshake_timeout = deadline,
                                                            .error_handler = errors});
@@ -605,7 +600,7 @@ TEST_CASE("attacks: a ClientHello that drips is dropped at the handshake's deadl
                 std::size_t served = 0;
                 std::size_t left = 0;
                 test::tls_settings settings = test::localhost_client();
-                settings.padding = 60'000;
+                settings.padding = 65'000;
                 settings.send_flight = [&](std::string_view flight, const auto& send)
                 {
                     send("STARTTLS\n");
@@ -633,6 +628,52 @@ TEST_CASE("attacks: a ClientHello that drips is dropped at the handshake's deadl
             co_await server.wait_closed();
             REQUIRE(errors.size() == 1);
             CHECK(errors.entries()[0].code == us::errc::handshake_timeout);
+        });
+}
+
+TEST_CASE("attacks: a peer that drips in plain text is dropped at the handler's own deadline, and holds nobody else up")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> awaitable<void>
+            {
+                asio::steady_timer timer(co_await asio::this_coro::executor, std::chrono::milliseconds(300));
+                timer.async_wait(
+                    [writer](asio::error_code error) mutable
+                    {
+                        if (!error)
+                            writer.close();
+                    });
+                for (std::string line = "not the end"; !line.empty();)
+                {
+                    line = co_await reader.readline();
+                    timer.cancel();
+                    writer.write(line);
+                }
+            };
+            const test::error_log errors;
+            us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.error_handler = errors});
+            const auto drip = [endpoint = test::endpoint_of(server)]
+            {
+                auto other = test::raw_peer::connect(endpoint);
+                auto slow = test::raw_peer::connect(endpoint);
+                std::size_t served = 0;
+                while (!is_answered(slow))
+                {
+                    slow.send_all("x");
+                    other.send_all("PING\n");
+                    served += other.recv_line() == "PING\n";
+                }
+                return std::pair(served, slow.recv_all());
+            };
+            const auto [served, answer] = co_await test::joined(test::run_in_thread(drip));
+            CHECK(served > 0);
+            CHECK(answer.empty());
+            server.close();
+            co_await server.wait_closed();
+            REQUIRE(errors.size() == 1);
+            CHECK(errors.entries()[0].code == us::errc::connection_closed);
         });
 }
 
@@ -686,7 +727,7 @@ TEST_CASE("attacks: a client that asks and never reads the answers is stopped, a
             };
             const test::error_log errors;
             us::server server = co_await us::start_server(
-                handle, "127.0.0.1", 0, {.ssl = tls ? &server_ssl() : nullptr, .error_handler = errors});
+                handle, "127.0.0.1", 0, {.ssl = tls ? &test::server_context() : nullptr, .error_handler = errors});
             test::raw_peer peer = co_await connect(server, tls);
             shrink_buffers(peer.descriptor());
             std::string questions;
@@ -718,8 +759,8 @@ TEST_CASE("attacks: a client that asks for KeyUpdates and reads none is stopped,
                 co_await reader.readline();
             };
             const test::error_log errors;
-            us::server server =
-                co_await us::start_server(handle, "127.0.0.1", 0, {.ssl = &server_ssl(), .error_handler = errors});
+            us::server server = co_await us::start_server(handle, "127.0.0.1", 0,
+                                                          {.ssl = &test::server_context(), .error_handler = errors});
             test::raw_peer peer = co_await connect(server, true);
             shrink_buffers(peer.descriptor());
             const std::string updates = peer.tls_unsent(
@@ -770,8 +811,8 @@ TEST_CASE("attacks: a line of 64 MB ends at the limit again and again, and memor
                         most = std::max(most, test::live_bytes());
                     }
             };
-            us::server server = co_await us::start_server(handle, "127.0.0.1", 0,
-                                                          {.ssl = tls ? &server_ssl() : nullptr, .limit = limit});
+            us::server server = co_await us::start_server(
+                handle, "127.0.0.1", 0, {.ssl = tls ? &test::server_context() : nullptr, .limit = limit});
             test::raw_peer peer = co_await connect(server, tls);
             const std::string piece(1024 * 1024, 'x');
             const std::size_t before = test::live_bytes();

@@ -1,4 +1,4 @@
-// A session between a client and a server that a relay ends, with a FIN or a RST, after each of its bytes in turn.
+// A session between a client and a server that a relay ends, with a FIN or a RST, after so many bytes and so many more.
 
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
@@ -111,10 +111,11 @@ outcome cut(std::optional<test::wire_cut> where, asio::ssl::context& client_ssl,
                 if (where)
                     tap.cut(*where);
                 made.client = co_await converse(tap.port(), client_ssl);
-                made.passed = {tap.client_to_server().size(), tap.server_to_client().size()};
                 made.next = co_await converse(server.sockets().front().port, client_ssl);
                 server.close();
                 co_await server.wait_closed();
+                co_await test::turns(); // the relay has read all
+                made.passed = {tap.client_to_server().size(), tap.server_to_client().size()};
             }
             made.reported = errors.size();
             co_return made;
@@ -125,8 +126,8 @@ outcome cut(std::optional<test::wire_cut> where, asio::ssl::context& client_ssl,
 
 TEST_CASE("cut connections: a session that ends early is never taken for a whole one, and the server goes on")
 {
-    asio::ssl::context client_ssl = test::client_context();
-    asio::ssl::context server_ssl = test::server_context();
+    asio::ssl::context client_ssl = test::make_client_context();
+    asio::ssl::context server_ssl = test::make_server_context();
     if (GENERATE(false, true))
         SSL_CTX_set_max_proto_version(client_ssl.native_handle(), TLS1_2_VERSION);
     const bool from_client = GENERATE(true, false);
@@ -154,7 +155,9 @@ TEST_CASE("cut connections: a session that ends early is never taken for a whole
         CHECK(left.bytes == before.bytes);
         CHECK(made.next.answers == 3);
         CHECK(made.next.clean_end);
-        if (!from_client)
+        CHECK((client.answers == 3 || !client.clean_end));
+        const bool may_overtake = reset && made.passed.from_server == after; // a RST the bytes just before it
+        if (!from_client && !may_overtake)
             CHECK(client.clean_end == (client.answers == 3 && made.passed.from_server <= after));
         else if (!reset && after >= std::string_view("plain\nSTARTTLS\n").size())
             CHECK(made.reported == (client.answers == 3 ? 0 : 1));

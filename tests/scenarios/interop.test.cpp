@@ -102,7 +102,7 @@ served serve(us::connection_handler handler, RunClient run_client)
     return test::run(
         [&]() -> asio::awaitable<served>
         {
-            asio::ssl::context ssl = test::server_context();
+            asio::ssl::context ssl = test::make_server_context();
             const test::error_log errors;
             us::server server = co_await us::start_server(handler, "127.0.0.1", 0,
                                                           {.ssl = &ssl, .upgradeable = true, .error_handler = errors});
@@ -335,7 +335,7 @@ TEST_CASE("interop: a connection with a server of asyncio is upgraded, carries 1
     test::run(
         [&]() -> asio::awaitable<void>
         {
-            asio::ssl::context ssl = test::client_context();
+            asio::ssl::context ssl = test::make_client_context();
             auto [reader, writer] =
                 co_await us::open_connection("127.0.0.1", server.port(), {.ssl = &ssl, .upgradeable = true});
             writer.write("plain\n");
@@ -397,7 +397,7 @@ TEST_CASE("interop: a server of asyncio whose certificate is refused is told why
         const auto outcome = test::run(
             [&]() -> asio::awaitable<test::process::outcome>
             {
-                asio::ssl::context ssl = test::client_context();
+                asio::ssl::context ssl = test::make_client_context();
                 test::wire_tap tap(co_await asio::this_coro::executor, test::loopback(server.port()));
                 auto [reader, writer] = co_await us::open_connection(
                     "127.0.0.1", tap.port(), {.ssl = &ssl, .upgradeable = true, .server_hostname = "localhost"});

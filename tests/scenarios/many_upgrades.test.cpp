@@ -30,7 +30,7 @@ namespace
 constexpr int all_upgrades = test::under_sanitizer ? 1'000 : 100'000;
 constexpr int first_upgrades = all_upgrades / 100;
 constexpr int at_once = 64;
-constexpr std::chrono::seconds limit(280);
+constexpr std::chrono::seconds limit(900);
 
 /// Connects, upgrades, and has a line sent back, until no upgrade is left to do.
 asio::awaitable<void> upgrade_again_and_again(std::uint16_t port, asio::ssl::context& ssl, int& left, int& done)
@@ -75,8 +75,8 @@ int upgrade_many(int count, std::uint16_t port, asio::ssl::context& ssl)
 
 TEST_CASE("many upgrades: none is lost when 64 clients at once do not wait for an answer, and none leaves anything")
 {
-    asio::ssl::context server_ssl = test::server_context();
-    asio::ssl::context client_ssl = test::client_context();
+    asio::ssl::context server_ssl = test::make_server_context();
+    asio::ssl::context client_ssl = test::make_client_context();
     const auto upgrade = [&](int count)
     {
         const test::error_log errors;
@@ -104,7 +104,7 @@ TEST_CASE("many upgrades: none is lost when 64 clients at once do not wait for a
     CHECK(test::open_descriptors() == descriptors);
     CHECK(memory_after.allocations == memory.allocations);
     CHECK(memory_after.bytes == memory.bytes);
-    CHECK(all_memory_after < all_memory + std::size_t(all_upgrades) * 40);
+    CHECK(all_memory_after < all_memory + 1024 * 1024);
 }
 
 TEST_CASE("many upgrades: none is lost when the ClientHello is in the same segment as STARTTLS")
@@ -112,7 +112,7 @@ TEST_CASE("many upgrades: none is lost when the ClientHello is in the same segme
     test::run(
         []() -> asio::awaitable<void>
         {
-            asio::ssl::context ssl = test::server_context();
+            asio::ssl::context ssl = test::make_server_context();
             const test::error_log errors;
             us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0,
                                                           {.ssl = &ssl, .upgradeable = true, .error_handler = errors});

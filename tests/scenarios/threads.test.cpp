@@ -69,8 +69,8 @@ TEST_CASE("threads: clients on strands of their own upgrade and talk while certi
         thread_count,
         []() -> asio::awaitable<void>
         {
-            asio::ssl::context ssl[] = {test::server_context(), test::server_context()};
-            asio::ssl::context client_ssl = test::client_context();
+            asio::ssl::context ssl[] = {test::make_server_context(), test::make_server_context()};
+            asio::ssl::context client_ssl = test::make_client_context();
             const test::error_log errors;
             us::server server = co_await us::start_server(
                 test::echo, "127.0.0.1", 0,
@@ -119,8 +119,8 @@ TEST_CASE("threads: a server that closes under its clients' hands ends every one
         thread_count,
         [abort]() -> asio::awaitable<void>
         {
-            asio::ssl::context server_ssl = test::server_context();
-            asio::ssl::context client_ssl = test::client_context();
+            asio::ssl::context server_ssl = test::make_server_context();
+            asio::ssl::context client_ssl = test::make_client_context();
             const test::error_log errors;
             us::server server = co_await us::start_server(
                 test::echo, "127.0.0.1", 0, {.ssl = &server_ssl, .upgradeable = true, .error_handler = errors});

@@ -38,8 +38,8 @@ TEST_CASE("wire: every byte after the upgrade is of a TLS record, and no secret 
     test::run(
         [chunk]() -> asio::awaitable<void>
         {
-            asio::ssl::context server_ssl = test::server_context();
-            asio::ssl::context client_ssl = test::client_context();
+            asio::ssl::context server_ssl = test::make_server_context();
+            asio::ssl::context client_ssl = test::make_client_context();
             us::server server =
                 co_await us::start_server(test::echo, "127.0.0.1", 0, {.ssl = &server_ssl, .upgradeable = true});
             test::wire_tap tap(co_await asio::this_coro::executor, test::endpoint_of(server), chunk);
@@ -91,8 +91,8 @@ TEST_CASE("wire: what was written before the upgrade leaves in plain text before
     test::run(
         [chunk]() -> asio::awaitable<void>
         {
-            asio::ssl::context server_ssl = test::server_context();
-            asio::ssl::context client_ssl = test::client_context();
+            asio::ssl::context server_ssl = test::make_server_context();
+            asio::ssl::context client_ssl = test::make_client_context();
             const std::string greeting(3000, 'g');
             const auto handle = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
             {

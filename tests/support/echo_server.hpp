@@ -1,12 +1,11 @@
 #ifndef TEST_SUPPORT_ECHO_SERVER_HPP
 #define TEST_SUPPORT_ECHO_SERVER_HPP
 
-#include "certificates.hpp"
+#include "contexts.hpp"
 #include "socket_pair.hpp"
 
 #include <upgradeable_streams/open_connection.hpp>
 #include <upgradeable_streams/start_server.hpp>
-#include <upgradeable_streams/tls_context.hpp>
 
 #include <asio/awaitable.hpp>
 #include <asio/ip/tcp.hpp>
@@ -25,20 +24,6 @@
 
 namespace test
 {
-
-/// The library's context of a server, by default with `localhost_certificate()`.
-inline asio::ssl::context server_context(const issued& identity = localhost_certificate())
-{
-    return upgradeable_streams::create_server_context(
-        {.identity = {.certificate_chain_file = identity.certificate_file, .private_key_file = identity.key_file}});
-}
-
-/// The library's context of a client that trusts `authority()`.
-inline asio::ssl::context client_context()
-{
-    const std::string ca_file = authority().ca_file();
-    return upgradeable_streams::create_client_context({.ca_file = ca_file});
-}
 
 /// A handler that sends each line back, upgrades the connection at STARTTLS, and returns at the end.
 inline asio::awaitable<void> echo(upgradeable_streams::stream_reader reader, upgradeable_streams::stream_writer writer)

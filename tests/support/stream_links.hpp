@@ -3,8 +3,8 @@
 
 // Connections for the tests of the library's readers and writers.
 
-#include "certificates.hpp"
 #include "chunked_stream.hpp"
+#include "contexts.hpp"
 #include "raw_peer.hpp"
 #include "run.hpp"
 #include "socket_pair.hpp"
@@ -12,7 +12,6 @@
 #include "wire_tap.hpp"
 
 #include <upgradeable_streams/open_connection.hpp>
-#include <upgradeable_streams/tls_context.hpp>
 
 #include <asio/awaitable.hpp>
 #include <asio/ip/tcp.hpp>
@@ -29,44 +28,6 @@
 
 namespace test
 {
-
-/// Trusts `authority()`.
-inline asio::ssl::context make_client_context()
-{
-    return upgradeable_streams::create_client_context({.ca_file = authority().ca_file()});
-}
-
-/// Brings `localhost_certificate()`.
-inline asio::ssl::context make_server_context()
-{
-    const issued& own = localhost_certificate();
-    return upgradeable_streams::create_server_context(
-        {.identity = {.certificate_chain_file = own.certificate_file, .private_key_file = own.key_file}});
-}
-
-inline asio::ssl::context& client_context()
-{
-    static asio::ssl::context shared = make_client_context();
-    return shared;
-}
-
-inline asio::ssl::context& server_context()
-{
-    static asio::ssl::context shared = make_server_context();
-    return shared;
-}
-
-/// As `client_context`, with TLS 1.2 at most.
-inline asio::ssl::context& tls12_client_context()
-{
-    static asio::ssl::context shared = []
-    {
-        asio::ssl::context made = make_client_context();
-        SSL_CTX_set_max_proto_version(made.native_handle(), TLS1_2_VERSION);
-        return made;
-    }();
-    return shared;
-}
 
 /// A reader and a writer under test, and the other end.
 struct raw_link

@@ -1,12 +1,12 @@
 #ifndef TEST_SUPPORT_UPGRADE_RIG_HPP
 #define TEST_SUPPORT_UPGRADE_RIG_HPP
 
-#include <upgradeable_streams/tls_context.hpp>
 #include <upgradeable_streams/upgradeable_stream.hpp>
 
 #include "catch.hpp"
 #include "certificates.hpp"
 #include "chunked_stream.hpp"
+#include "contexts.hpp"
 #include "duplex.hpp"
 #include "raw_peer.hpp"
 #include "run.hpp"
@@ -82,26 +82,11 @@ using asio::experimental::deferred;
 using tcp_stream = us::upgradeable_stream<tcp::socket>;
 using chunked_stream = us::upgradeable_stream<test::chunked_stream<tcp::socket>>;
 
-inline asio::ssl::context& server_ssl()
-{
-    static auto context = us::create_server_context(
-        {.identity = {.certificate_chain_file = test::localhost_certificate().certificate_file,
-                      .private_key_file = test::localhost_certificate().key_file}});
-    return context;
-}
-
-inline asio::ssl::context& client_ssl()
-{
-    static const std::string ca_file = test::authority().ca_file();
-    static auto context = us::create_client_context({.ca_file = ca_file});
-    return context;
-}
-
 /// What a stream of this role needs to come to terms with `handshake` at the other end.
 inline us::tls_options options_of(tls_role role)
 {
     return {
-        .ssl = role == tls_role::client ? &client_ssl() : &server_ssl(), .role = role, .server_hostname = "localhost"};
+        .ssl = role == tls_role::client ? &client_context() : &server_context(), .role = role, .server_hostname = "localhost"};
 }
 
 /// The handshake of a peer whose other end plays `role`.

@@ -547,6 +547,8 @@ inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request
     {
         const expiry deadline(*this, request->settings.handshake_timeout, errc::handshake_timeout);
         co_await flush();
+        if (eof_)
+            throw tls_error(asio::error::eof, "TLS upgrade", X509_V_OK, {});
         std::optional<handshake_limit::place> place;
         if (handshakes_)
         {
@@ -559,8 +561,6 @@ inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request
         }
         request->received = received();
         discard(request->received.size());
-        if (eof_ && request->received.empty())
-            throw tls_error(asio::error::eof, "TLS upgrade", X509_V_OK, {});
         co_await start_tls(std::move(request));
     }
     catch (const std::system_error& error)
@@ -576,11 +576,11 @@ inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request
     catch (...)
     {
         upgrading_ = false;
+        lose(asio::error::no_memory);
         abort();
         throw;
     }
     upgrading_ = false;
-    eof_ = false;
     ++epoch_;
 }
 

@@ -51,14 +51,8 @@ inline asio::cancellation_type as_terminal(asio::cancellation_type type)
     return type == asio::cancellation_type::none ? type : asio::cancellation_type::terminal;
 }
 
-/// An operation that was between two steps when the socket was closed finds no descriptor at its next.
-inline asio::error_code as_aborted(const asio::error_code& error)
-{
-    return error == asio::error::bad_descriptor ? asio::error_code(asio::error::operation_aborted) : error;
-}
-
-/// What `function` throws for want of a resource. A coroutine that awaits an operation dies of an exception from its
-/// initiating function, as those of Asio's own do.
+/// What `function` throws for want of a resource: Asio ends the program when an initiating function throws and a
+/// coroutine awaits it. Any other exception is a TLS layer's own affair.
 template <typename Function>
 asio::error_code error_of(Function function)
 try
@@ -110,12 +104,7 @@ struct read_operation
             }
         case refusing: return self.complete(refusal, 0);
         case reading:
-            error = as_aborted(error);
-            if (error == asio::ssl::error::stream_truncated && state->settings.suppress_ragged_eofs)
-                error = asio::error::eof;
-            if (error && error != asio::error::operation_aborted)
-                state->read_error = error;
-            return self.complete(error, size);
+            return self.complete(state->outcome_of_read(error), size);
         }
     }
 };
@@ -355,6 +344,7 @@ struct shutdown_operation
             step = receiving;
             return receive(std::move(self));
         case receiving:
+            error = state->outcome_of_read(error);
             if (!error && !cancelled)
                 return receive(std::move(self));
             result = error == asio::error::eof ? asio::error_code() : error;

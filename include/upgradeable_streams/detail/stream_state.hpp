@@ -40,6 +40,12 @@ inline bool begins_tls_handshake(std::string_view bytes)
     return begins_tls_record(bytes) && (bytes.empty() || bytes[0] == 0x16);
 }
 
+/// An operation that was between two steps when the socket was closed finds no descriptor at its next.
+inline asio::error_code as_aborted(const asio::error_code& error)
+{
+    return error == asio::error::bad_descriptor ? asio::error_code(asio::error::operation_aborted) : error;
+}
+
 template <typename Socket, template <typename> class TlsLayer>
 struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer>>
 {
@@ -88,11 +94,13 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
     Socket& socket() { return tls() ? tls()->queue.next_layer() : std::get<Socket>(stage); }
     SSL* ssl() { return tls() ? tls()->layer->native_handle() : nullptr; }
 
-    /// Ends with a FIN, lest a reset for bytes that are left unread overtakes an alert.
+    /// Ends TLS with a FIN, lest the reset for bytes that are left unread overtakes an alert; without a close_notify
+    /// it is no clean end, as it would be in plain text.
     void close()
     {
         asio::error_code ignored;
-        socket().lowest_layer().shutdown(asio::socket_base::shutdown_send, ignored);
+        if (tls())
+            socket().lowest_layer().shutdown(asio::socket_base::shutdown_send, ignored);
         socket().lowest_layer().close(ignored);
     }
 
@@ -102,11 +110,22 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
         close();
     }
 
-    /// Keeps the start of what stands behind the first `offset` bytes, in their own memory.
+    /// Keeps the start of what stands behind the first `offset` bytes, without allocating.
     void keep_not_tls(std::string&& bytes, std::size_t offset)
     {
         not_tls = std::move(bytes.erase(0, offset));
         not_tls.resize(std::min(not_tls.size(), first_bytes_limit));
+    }
+
+    /// What a read of the encrypted stream reports; an error is kept.
+    asio::error_code outcome_of_read(asio::error_code error)
+    {
+        error = as_aborted(error);
+        if (error == asio::ssl::error::stream_truncated && settings.suppress_ragged_eofs)
+            error = asio::error::eof;
+        if (error && error != asio::error::operation_aborted)
+            read_error = error;
+        return error;
     }
 
     /// The socket, while it may be used directly.

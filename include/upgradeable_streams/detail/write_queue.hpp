@@ -194,7 +194,8 @@ private:
 
     void fail(const asio::error_code& error)
     {
-        error_ = error;
+        if (!error_)
+            error_ = error;
         queued_.clear();
     }
 
