@@ -609,7 +609,9 @@ TEST_CASE("open_connection: out of descriptors it is no_descriptors for each add
         []() -> awaitable<void>
         {
             listener server(co_await asio::this_coro::executor);
-            co_await exception_of<us::connect_error>(us::open_connection("127.0.0.1", 1)); // makes the resolver's thread
+            const refusing nobody(co_await asio::this_coro::executor);
+            co_await exception_of<us::connect_error>(
+                us::open_connection("127.0.0.1", nobody.port())); // makes the resolver's thread
             std::optional<test::descriptor_limit> limit(std::in_place, 0);
             const auto error =
                 co_await exception_of<us::connect_error>(us::open_connection("127.0.0.1", server.port()));
