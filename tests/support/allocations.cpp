@@ -40,7 +40,14 @@ void release(void* memory) noexcept
 
 } // namespace
 
+// All forms, for a sanitizer has its own of those that are not here.
+
 void* operator new(std::size_t size)
+{
+    return allocate(size, 1);
+}
+
+void* operator new[](std::size_t size)
 {
     return allocate(size, 1);
 }
@@ -50,7 +57,32 @@ void* operator new(std::size_t size, std::align_val_t alignment)
     return allocate(size, static_cast<std::size_t>(alignment));
 }
 
+void* operator new[](std::size_t size, std::align_val_t alignment)
+{
+    return allocate(size, static_cast<std::size_t>(alignment));
+}
+
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept
+try
+{
+    return allocate(size, 1);
+}
+catch (const std::bad_alloc&)
+{
+    return nullptr;
+}
+
+void* operator new[](std::size_t size, const std::nothrow_t& nothrow) noexcept
+{
+    return operator new(size, nothrow);
+}
+
 void operator delete(void* memory) noexcept
+{
+    release(memory);
+}
+
+void operator delete[](void* memory) noexcept
 {
     release(memory);
 }
@@ -60,12 +92,37 @@ void operator delete(void* memory, std::size_t) noexcept
     release(memory);
 }
 
+void operator delete[](void* memory, std::size_t) noexcept
+{
+    release(memory);
+}
+
 void operator delete(void* memory, std::align_val_t) noexcept
 {
     release(memory);
 }
 
+void operator delete[](void* memory, std::align_val_t) noexcept
+{
+    release(memory);
+}
+
 void operator delete(void* memory, std::size_t, std::align_val_t) noexcept
+{
+    release(memory);
+}
+
+void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept
+{
+    release(memory);
+}
+
+void operator delete(void* memory, const std::nothrow_t&) noexcept
+{
+    release(memory);
+}
+
+void operator delete[](void* memory, const std::nothrow_t&) noexcept
 {
     release(memory);
 }
