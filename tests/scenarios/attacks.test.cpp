@@ -16,7 +16,6 @@
 #include "support/wire_tap.hpp"
 
 #include <asio/awaitable.hpp>
-#include <asio/ssl/context.hpp>
 #include <asio/ssl/error.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>

@@ -12,7 +12,6 @@
 #include <asio/ssl/context.hpp>
 #include <asio/this_coro.hpp>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
