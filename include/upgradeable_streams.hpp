@@ -12,6 +12,7 @@
 #include <upgradeable_streams/stream_writer.hpp>
 #include <upgradeable_streams/tls.hpp>
 #include <upgradeable_streams/tls_context.hpp>
+#include <upgradeable_streams/tls_stream.hpp>
 #include <upgradeable_streams/upgradeable_stream.hpp>
 
 #endif

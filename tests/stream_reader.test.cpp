@@ -1,16 +1,20 @@
 #include <upgradeable_streams/stream_reader.hpp>
 
+#include "support/allocations.hpp"
 #include "support/catch.hpp"
 #include "support/chunked_stream.hpp"
 #include "support/flood.hpp"
 #include "support/pattern.hpp"
 #include "support/run.hpp"
 #include "support/stream_links.hpp"
+#include "support/thread.hpp"
 
 #include <asio/awaitable.hpp>
 #include <asio/error.hpp>
+#include <asio/post.hpp>
 #include <asio/ssl/error.hpp>
 #include <asio/this_coro.hpp>
+#include <asio/use_awaitable.hpp>
 
 #include <algorithm>
 #include <array>
@@ -33,6 +37,7 @@ namespace us = upgradeable_streams;
 using asio::awaitable;
 using test::error_of;
 using test::exception_of;
+using test::link_over_socket;
 using test::link_with_raw_peer;
 using test::raw_link;
 
@@ -62,11 +67,21 @@ awaitable<raw_link> link_that_sent(std::string_view bytes, std::size_t chunk, bo
 
 using read_kind = std::function<awaitable<std::string>(us::stream_reader&)>;
 
-/// Each kind of read.
+/// As read(size), by readinto.
+awaitable<std::string> read_into(us::stream_reader& reader, std::size_t size)
+{
+    std::string memory(size, '\0');
+    const std::size_t filled = co_await reader.readinto(memory);
+    memory.resize(filled);
+    co_return memory;
+}
+
+/// Each kind of read; first those that any byte completes.
 const std::vector<std::pair<std::string, read_kind>>& read_kinds()
 {
     static const std::vector<std::pair<std::string, read_kind>> kinds = {
         {"read(n)", [](us::stream_reader& r) { return r.read(3); }},
+        {"readinto", [](us::stream_reader& r) { return read_into(r, 3); }},
         {"read()", [](us::stream_reader& r) { return r.read(); }},
         {"readexactly", [](us::stream_reader& r) { return r.readexactly(7); }},
         {"readuntil", [](us::stream_reader& r) { return r.readuntil("9\n"); }},
@@ -188,6 +203,236 @@ TEST_CASE("at_eof: false while bytes that came before the end are unread")
             const std::string rest = co_await link.reader.read();
             CHECK(rest == "partial");
             CHECK(link.reader.at_eof());
+        });
+}
+
+TEST_CASE("readinto: at least one byte and at most as many as there is memory, in order")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    const bool tls = GENERATE(false, true);
+    const std::size_t size = GENERATE(1, 3, 1000, 100'000);
+    CAPTURE(chunk, tls, size);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const std::string sent = test::pattern(5).bytes(0, 3000);
+            raw_link link = co_await link_that_sent(sent, chunk, tls);
+            std::string all;
+            while (all.size() < sent.size())
+            {
+                const std::string piece = co_await read_into(link.reader, size);
+                REQUIRE(!piece.empty());
+                all += piece;
+            }
+            CHECK(all == sent);
+            CHECK(!link.reader.at_eof());
+            const std::string end = co_await read_into(link.reader, size);
+            CHECK(end.empty());
+            CHECK(link.reader.at_eof());
+        });
+}
+
+TEST_CASE("readinto: touches no memory beyond what it says")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    const bool tls = GENERATE(false, true);
+    CAPTURE(chunk, tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("hello", chunk, tls, 100, false);
+            std::string memory(1000, '.');
+            std::size_t size = 0;
+            while (size < 5)
+            {
+                const std::span<char> rest = std::span(memory).subspan(size);
+                const std::size_t more = co_await link.reader.readinto(rest);
+                size += more;
+            }
+            CHECK(memory == "hello" + std::string(995, '.'));
+        });
+}
+
+TEST_CASE("readinto: no memory is 0, waits for nothing and is no end")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link link = co_await link_with_raw_peer();
+            const std::size_t nothing = co_await link.reader.readinto({});
+            CHECK(nothing == 0);
+            CHECK(!link.reader.at_eof());
+        });
+}
+
+TEST_CASE("readinto: the end is 0, again and again")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("", 0, tls);
+            char memory[4];
+            for (int i = 0; i < 3; ++i)
+            {
+                const std::size_t size = co_await link.reader.readinto(memory);
+                CHECK(size == 0);
+                CHECK(link.reader.at_eof());
+            }
+        });
+}
+
+TEST_CASE("readinto: what other reads have received and left comes first, and alone")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("line\nabcdef", 0, tls, 100, false);
+            const std::string line = co_await link.reader.readline();
+            link.send("ghi");
+            const std::string first = co_await read_into(link.reader, 2);
+            const std::string second = co_await read_into(link.reader, 100);
+            const std::string third = co_await read_into(link.reader, 100);
+            CHECK(line == "line\n");
+            CHECK(first == "ab");
+            CHECK(second == "cdef");
+            CHECK(third == "ghi");
+        });
+}
+
+TEST_CASE("readinto: after the upgrade of the connection, and after close, it is refused")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            us::connection_options options = options_of(true);
+            options.upgradeable = true;
+            auto link = co_await test::link_of_streams(options);
+            const auto executor = co_await asio::this_coro::executor;
+            char memory[4];
+            auto server = test::spawn(executor, [&] { return link.peer_writer.start_tls(); });
+            auto client = test::spawn(executor, [&] { return link.writer.start_tls(); });
+            co_await asio::post(asio::use_awaitable);
+            const std::error_code during = co_await error_of(link.reader.readinto(memory));
+            CHECK(during == us::errc::upgrade_in_progress);
+            auto [reader, writer] = co_await client.join();
+            auto other = co_await server.join();
+            const std::error_code upgraded = co_await error_of(link.reader.readinto(memory));
+            CHECK(upgraded == us::errc::connection_upgraded);
+            auto pending = test::spawn(executor, [&] { return reader.readinto(memory); });
+            co_await test::turns();
+            writer.close();
+            const std::error_code closing = co_await error_of(pending.join());
+            const std::error_code closed = co_await error_of(reader.readinto(memory));
+            CHECK(closing == us::errc::connection_closed);
+            CHECK(closed == us::errc::connection_closed);
+        });
+}
+
+TEST_CASE("readinto: allocates nothing, whether bytes are there or have to come")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_over_socket(options_of(tls));
+            auto answering = test::run_in_thread(
+                [&]
+                {
+                    for (int i = 0; i < 10; ++i)
+                    {
+                        tls ? link.peer.tls_read_exactly(1) : link.peer.recv_exactly(1);
+                        link.send("answer");
+                    }
+                });
+            char memory[4];
+            for (std::size_t i = 0; i < 10; ++i)
+            {
+                link.writer.write("?"); // sent when the read begins to wait
+                std::size_t first = 0;
+                std::size_t second = 0;
+                bool allocated = false;
+                {
+                    const test::allocation_failure failure(i == 0 ? 0 : 1);
+                    first = co_await link.reader.readinto(memory);
+                    second = co_await link.reader.readinto(memory);
+                    allocated = failure.happened();
+                }
+                CHECK(first == 4);
+                CHECK(second == 2);
+                CHECK((i == 0 || !allocated));
+            }
+            co_await test::joined(std::move(answering));
+        });
+}
+
+TEST_CASE("readline: lines that came together are read without a trip through the event loop or an allocation")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    int trips = 0;
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            std::string sent;
+            for (int i = 0; i < 100; ++i)
+                sent += "line\n";
+            raw_link link = co_await link_over_socket(options_of(tls));
+            link.send(sent);
+            const std::string first = co_await link.reader.readline();
+            CHECK(first == "line\n");
+            asio::post(executor, [&] { ++trips; });
+            int right = 0;
+            bool allocated = false;
+            {
+                const test::allocation_failure failure(1);
+                for (int i = 1; i < 100; ++i)
+                {
+                    const std::string line = co_await link.reader.readline();
+                    right += line == "line\n";
+                }
+                allocated = failure.happened();
+            }
+            CHECK(right == 99);
+            CHECK(trips == 0);
+            CHECK(!allocated);
+        });
+}
+
+TEST_CASE("reader: after much was received a connection that waits holds no buffer for it")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            raw_link link = co_await link_over_socket(options_of(tls));
+            const auto wait = [&]() -> awaitable<std::ptrdiff_t>
+            {
+                auto pending = test::spawn(executor, [&] { return link.reader.readline(); });
+                co_await test::turns();
+                const std::ptrdiff_t bytes = test::allocated().bytes;
+                link.send("x\n");
+                const std::string line = co_await pending.join();
+                CHECK(line == "x\n");
+                co_return bytes;
+            };
+            co_await wait();
+            const std::ptrdiff_t before = co_await wait();
+            {
+                auto sending = test::run_in_thread([&] { link.send(std::string(1'000'000, 'x')); });
+                const std::string all = co_await link.reader.readexactly(1'000'000);
+                CHECK(all.size() == 1'000'000);
+                co_await test::joined(std::move(sending));
+            }
+            const std::ptrdiff_t after = co_await wait();
+            CHECK(after - before < 2000);
         });
 }
 
@@ -558,7 +803,7 @@ TEST_CASE("reader: a read that a reset cuts short leaves what came to read(n)")
     test::run(
         [=]() -> awaitable<void>
         {
-            for (std::size_t kind = 1; kind < read_kinds().size(); ++kind)
+            for (std::size_t kind = 2; kind < read_kinds().size(); ++kind)
             {
                 CAPTURE(read_kinds()[kind].first);
                 raw_link link = co_await link_that_sent("abc", chunk, false, 100, false);

@@ -11,13 +11,19 @@
 #include "support/tls_records.hpp"
 
 #include <asio/awaitable.hpp>
+#include <asio/buffer.hpp>
+#include <asio/compose.hpp>
 #include <asio/error.hpp>
+#include <asio/ip/tcp.hpp>
 #include <asio/ssl/error.hpp>
+#include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>
 
 #include <array>
 #include <chrono>
 #include <cstddef>
+#include <future>
+#include <limits>
 #include <list>
 #include <memory>
 #include <optional>
@@ -80,13 +86,80 @@ us::connection_options options_of(bool tls)
     return tls ? tls_from_the_start() : us::connection_options();
 }
 
-/// Makes the kernel take little of what is sent towards the peer.
-void shrink_buffers(const raw_link& link)
+/// How many bytes may pass a gated_stream.
+class gate
 {
-    const int to_send = 4096;
-    const int to_receive = 16 * 1024;
-    ::setsockopt(*link.writer.get_extra_info<"socket">(), SOL_SOCKET, SO_SNDBUF, &to_send, sizeof to_send);
-    ::setsockopt(link.peer.descriptor(), SOL_SOCKET, SO_RCVBUF, &to_receive, sizeof to_receive);
+public:
+    explicit gate(const asio::any_io_executor& executor) : opened_(executor, asio::steady_timer::time_point::max()) {}
+
+    void close() { room_ = 0; }
+
+    void open(std::size_t size = std::numeric_limits<std::size_t>::max())
+    {
+        room_ = size;
+        opened_.cancel();
+    }
+
+    std::size_t room() const { return room_; }
+    void pass(std::size_t size) { room_ -= size; }
+    asio::steady_timer& opened() { return opened_; }
+
+private:
+    asio::steady_timer opened_;
+    std::size_t room_ = std::numeric_limits<std::size_t>::max();
+};
+
+/// Hands to the socket no byte that its gate does not let pass, so that it is known how much was handed over.
+class gated_stream : public test::chunked_stream<asio::ip::tcp::socket>
+{
+public:
+    gated_stream(asio::ip::tcp::socket&& socket, std::shared_ptr<gate> before)
+        : test::chunked_stream<asio::ip::tcp::socket>(std::move(socket)), gate_(std::move(before))
+    {
+    }
+
+    template <typename Token>
+    auto async_write_some(asio::const_buffer bytes, Token&& token)
+    {
+        return asio::async_compose<Token, void(asio::error_code, std::size_t)>(
+            [this, bytes, g = gate_, passed = false](auto& self, asio::error_code error = {},
+                                                     std::size_t size = 0) mutable
+            {
+                if (passed)
+                {
+                    g->pass(size);
+                    return self.complete(error, size);
+                }
+                if (g->room() == 0)
+                    return g->opened().async_wait(std::move(self));
+                passed = true;
+                const asio::const_buffer now = asio::buffer(bytes, g->room());
+                next_layer().async_write_some(now, std::move(self));
+            },
+            token, next_layer());
+    }
+
+private:
+    std::shared_ptr<gate> gate_;
+};
+
+/// As link_with_raw_peer, through a gate.
+awaitable<raw_link> link_through(std::shared_ptr<gate> before, bool tls)
+{
+    auto sockets = test::tcp_pair(co_await asio::this_coro::executor);
+    test::raw_peer peer(sockets.second.release());
+    us::connection_options options = options_of(tls);
+    std::future<void> handshake;
+    if (tls)
+    {
+        options.server_hostname = "localhost";
+        handshake = run_in_thread([&peer] { peer.tls_accept(test::localhost_server()); });
+    }
+    auto pair = co_await us::open_connection(gated_stream(std::move(sockets.first), std::move(before)), options);
+    if (tls)
+        co_await joined(std::move(handshake));
+    raw_link made{std::move(pair.first), std::move(pair.second), std::move(peer)};
+    co_return made;
 }
 
 std::string received_by(raw_link& link, std::size_t size)
@@ -235,13 +308,15 @@ TEST_CASE("drain: at once with the high mark of 64 KiB queued, and not with a by
             const auto executor = co_await asio::this_coro::executor;
             for (const std::size_t more : {std::size_t(0), std::size_t(1)})
             {
-                raw_link link = co_await link_with_raw_peer(options_of(tls));
-                shrink_buffers(link);
+                const auto before = std::make_shared<gate>(executor);
+                raw_link link = co_await link_through(before, tls);
+                before->close();
                 const std::string sent = test::pattern(4).bytes(0, 64 * 1024 + more);
                 link.writer.write(sent);
                 auto drained = test::spawn(executor, [&] { return link.writer.drain(); });
                 co_await test::turns(50);
                 CHECK(drained.done() == (more == 0));
+                before->open();
                 const std::string received = co_await peer_receives(link, sent.size());
                 CHECK(received == sent);
                 co_await drained.join();
@@ -273,29 +348,38 @@ TEST_CASE("drain: once above the high mark it waits for the low mark")
         []() -> awaitable<void>
         {
             const auto executor = co_await asio::this_coro::executor;
-            raw_link link = co_await link_with_raw_peer();
-            shrink_buffers(link);
+            const auto before = std::make_shared<gate>(executor);
+            raw_link link = co_await link_through(before, false);
+            before->close();
             link.writer.set_write_buffer_limits({.high = 150'000, .low = 100'000});
             link.writer.write(std::string(100'000, 'x'));
             co_await test::turns(50);
-            link.writer.write(std::string(100'001, 'y')); // waits behind the first, and alone is above the low mark
+            link.writer.write(std::string(100'001, 'y'));
             auto drained = test::spawn(executor, [&] { return link.writer.drain(); });
-            const std::string first = co_await peer_receives(link, 100'001);
+            before->open(100'000);
+            const std::string first = co_await peer_receives(link, 100'000);
+            CHECK(first == std::string(100'000, 'x'));
             co_await test::turns(50);
             CHECK(!drained.done());
-            const std::string second = co_await peer_receives(link, 100'000);
-            CHECK(second == std::string(100'000, 'y'));
+            before->open(1);
             co_await drained.join();
+            before->open();
+            const std::string second = co_await peer_receives(link, 100'001);
+            CHECK(second == std::string(100'001, 'y'));
         });
 }
 
 TEST_CASE("set_write_buffer_limits: a missing high is 4 x low or 64 KiB, a missing low is high / 4")
 {
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
     test::run(
-        []() -> awaitable<void>
+        [=]() -> awaitable<void>
         {
             const auto executor = co_await asio::this_coro::executor;
-            raw_link link = co_await link_with_raw_peer();
+            const auto before = std::make_shared<gate>(executor);
+            raw_link link = co_await link_through(before, tls);
+            before->close();
             constexpr std::size_t queued = 8 * 1024 * 1024;
             const auto waits = [&](us::write_buffer_limits limits) -> awaitable<bool>
             {
@@ -323,6 +407,7 @@ TEST_CASE("set_write_buffer_limits: a missing high is 4 x low or 64 KiB, a missi
             CHECK(by_default);
             CHECK(none);
             link.peer.reset();
+            before->open();
         });
 }
 

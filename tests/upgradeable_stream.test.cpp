@@ -4,7 +4,9 @@ using namespace test::rig;
 
 // Reading and writing
 
-TEST_CASE("upgradeable_stream: lines and larger data arrive whole before and after the upgrade, however they are split")
+TEMPLATE_TEST_CASE(
+    "upgradeable_stream: lines and larger data arrive whole before and after the upgrade, however they are split", "",
+    with_ssl_stream, with_tls_stream)
 {
     const auto role = GENERATE(tls_role::client, tls_role::server);
     const auto chunk = GENERATE(from_range(test::chunk_sizes));
@@ -22,7 +24,7 @@ TEST_CASE("upgradeable_stream: lines and larger data arrive whole before and aft
                                      if (p.tls_read_exactly(data.size()) == data)
                                          p.tls_write(data);
                                  });
-            chunked_stream stream(test::chunked_stream(std::move(socket), chunk), options_of(role));
+            chunked_stream<TestType> stream(test::chunked_stream(std::move(socket), chunk), options_of(role));
             co_await stream.start_tls();
             const std::string greeting = co_await read_line(stream);
             CHECK(greeting == "220 ready\r\n");
@@ -46,7 +48,7 @@ TEST_CASE("upgradeable_stream: lines and larger data arrive whole before and aft
                                  p.tls_write(p.tls_read_line());
                                  p.tls_shutdown();
                              });
-            chunked_stream stream(test::chunked_stream(std::move(socket), chunk), options_of(role));
+            chunked_stream<TestType> stream(test::chunked_stream(std::move(socket), chunk), options_of(role));
             co_await write(stream, "plain\n");
             const std::string plain = co_await read_line(stream);
             CHECK(plain == "plain\n");
@@ -62,7 +64,8 @@ TEST_CASE("upgradeable_stream: lines and larger data arrive whole before and aft
         });
 }
 
-TEST_CASE("upgradeable_stream: sequences of several buffers arrive in order, plain and encrypted")
+TEMPLATE_TEST_CASE("upgradeable_stream: sequences of several buffers arrive in order, plain and encrypted", "",
+                   with_ssl_stream, with_tls_stream)
 {
     const bool encrypted = GENERATE(false, true);
     test::run(
@@ -78,7 +81,7 @@ TEST_CASE("upgradeable_stream: sequences of several buffers arrive in order, pla
                                  if (encrypted)
                                      p.tls_shutdown();
                              });
-            tcp_stream stream(std::move(socket), options_of(tls_role::server));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::server));
             if (encrypted)
                 co_await stream.start_tls();
             const std::array<asio::const_buffer, 4> out{asio::buffer("ab", 2), asio::const_buffer(),
@@ -95,7 +98,8 @@ TEST_CASE("upgradeable_stream: sequences of several buffers arrive in order, pla
         });
 }
 
-TEST_CASE("upgradeable_stream: reads and writes of nothing complete with 0 bytes, plain and encrypted")
+TEMPLATE_TEST_CASE("upgradeable_stream: reads and writes of nothing complete with 0 bytes, plain and encrypted", "",
+                   with_ssl_stream, with_tls_stream)
 {
     const bool encrypted = GENERATE(false, true);
     test::run(
@@ -109,7 +113,7 @@ TEST_CASE("upgradeable_stream: reads and writes of nothing complete with 0 bytes
                                      handshake(p, tls_role::client);
                                  encrypted ? p.tls_shutdown() : p.send_fin();
                              });
-            tcp_stream stream(std::move(socket), options_of(tls_role::client));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
             if (encrypted)
                 co_await stream.start_tls();
             const std::size_t read = co_await stream.async_read_some(asio::mutable_buffer(), use_awaitable);
@@ -121,11 +125,12 @@ TEST_CASE("upgradeable_stream: reads and writes of nothing complete with 0 bytes
         });
 }
 
-TEST_CASE("upgradeable_stream: a handler is never called from within the call that started its operation")
+TEMPLATE_TEST_CASE("upgradeable_stream: a handler is never called from within the call that started its operation", "",
+                   with_ssl_stream, with_tls_stream)
 {
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
-    tcp_stream stream(std::move(socket), options_of(tls_role::server));
+    tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::server));
     std::array<char, 8> bytes;
     outcome upgraded, read, written, again, shut;
 
@@ -161,12 +166,12 @@ auto token_peer(test::raw_peer&& raw)
 
 } // namespace
 
-TEST_CASE("upgradeable_stream: every operation takes a callback")
+TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes a callback", "", with_ssl_stream, with_tls_stream)
 {
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
     auto peer = token_peer(std::move(raw));
-    tcp_stream stream(std::move(socket), options_of(tls_role::client));
+    tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
     std::array<char, 16> bytes;
     outcome wrote, read, upgraded, shut;
 
@@ -190,14 +195,14 @@ TEST_CASE("upgradeable_stream: every operation takes a callback")
     peer.get();
 }
 
-TEST_CASE("upgradeable_stream: every operation takes use_awaitable")
+TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes use_awaitable", "", with_ssl_stream, with_tls_stream)
 {
     test::run(
         []() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = token_peer(std::move(raw));
-            tcp_stream stream(std::move(socket), options_of(tls_role::client));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
             std::array<char, 16> bytes;
             std::size_t size = co_await stream.async_write_some(asio::buffer("plain", 5), use_awaitable);
             CHECK(size == 5);
@@ -213,12 +218,12 @@ TEST_CASE("upgradeable_stream: every operation takes use_awaitable")
         });
 }
 
-TEST_CASE("upgradeable_stream: every operation takes use_future")
+TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes use_future", "", with_ssl_stream, with_tls_stream)
 {
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
     auto peer = token_peer(std::move(raw));
-    tcp_stream stream(std::move(socket), options_of(tls_role::client));
+    tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
     std::array<char, 16> bytes;
     CHECK(wait_for(io, stream.async_write_some(asio::buffer("plain", 5), asio::use_future)) == 5);
     std::size_t size = wait_for(io, stream.async_read_some(asio::buffer(bytes), asio::use_future));
@@ -271,12 +276,14 @@ private:
 
 } // namespace
 
-TEST_CASE("upgradeable_stream: with use_future, whose executor is the system's, the work stays on the socket's thread")
+TEMPLATE_TEST_CASE(
+    "upgradeable_stream: with use_future, whose executor is the system's, the work stays on the socket's thread", "",
+    with_ssl_stream, with_tls_stream)
 {
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
     auto peer = token_peer(std::move(raw));
-    us::upgradeable_stream<home_stream> stream(home_stream(std::move(socket)), options_of(tls_role::client));
+    stream_over<TestType, home_stream> stream(home_stream(std::move(socket)), options_of(tls_role::client));
     std::array<char, 16> bytes;
     wait_for(io, stream.async_write_some(asio::buffer("plain", 5), asio::use_future));
     wait_for(io, stream.async_read_some(asio::buffer(bytes), asio::use_future));
@@ -288,14 +295,14 @@ TEST_CASE("upgradeable_stream: with use_future, whose executor is the system's, 
     peer.get();
 }
 
-TEST_CASE("upgradeable_stream: every operation takes as_tuple")
+TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes as_tuple", "", with_ssl_stream, with_tls_stream)
 {
     test::run(
         []() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = token_peer(std::move(raw));
-            tcp_stream stream(std::move(socket), options_of(tls_role::client));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
             std::array<char, 16> bytes;
             auto [error, size] = co_await stream.async_write_some(asio::buffer("plain", 5), as_tuple(use_awaitable));
             CHECK(!error);
@@ -320,12 +327,13 @@ TEST_CASE("upgradeable_stream: every operation takes as_tuple")
         });
 }
 
-TEST_CASE("upgradeable_stream: every operation takes deferred, and starts when what that gives is called")
+TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes deferred, and starts when what that gives is called", "",
+                   with_ssl_stream, with_tls_stream)
 {
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
     auto peer = token_peer(std::move(raw));
-    tcp_stream stream(std::move(socket), options_of(tls_role::client));
+    tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
     std::array<char, 16> bytes;
     outcome wrote, read, upgraded, shut;
 
@@ -354,7 +362,8 @@ TEST_CASE("upgradeable_stream: every operation takes deferred, and starts when w
     peer.get();
 }
 
-TEST_CASE("upgradeable_stream: the socket's default completion token is the stream's")
+TEMPLATE_TEST_CASE("upgradeable_stream: the socket's default completion token is the stream's", "", with_ssl_stream,
+                   with_tls_stream)
 {
     using socket_type = asio::use_awaitable_t<>::as_default_on_t<tcp::socket>;
     test::run(
@@ -362,7 +371,7 @@ TEST_CASE("upgradeable_stream: the socket's default completion token is the stre
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = token_peer(std::move(raw));
-            us::upgradeable_stream<socket_type> stream(socket_type(std::move(socket)), options_of(tls_role::client));
+            stream_over<TestType, socket_type> stream(socket_type(std::move(socket)), options_of(tls_role::client));
             std::array<char, 16> bytes;
             co_await stream.async_write_some(asio::buffer("plain", 5));
             co_await stream.async_read_some(asio::buffer(bytes));
@@ -377,24 +386,27 @@ TEST_CASE("upgradeable_stream: the socket's default completion token is the stre
 
 // Associated executor and allocator
 
-TEST_CASE("upgradeable_stream: a handler bound to a strand is called on that strand")
+TEMPLATE_TEST_CASE("upgradeable_stream: a handler bound to a strand is called on that strand", "", with_ssl_stream,
+                   with_tls_stream)
 {
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
     auto peer = token_peer(std::move(raw));
-    tcp_stream stream(std::move(socket), options_of(tls_role::client));
+    tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
     auto strand = asio::make_strand(io);
     int calls = 0;
     std::array<char, 16> bytes;
+    outcome result;
+    const auto bound = asio::bind_executor(strand,
+                                           [&](asio::error_code error, std::size_t size = 0)
+                                           {
+                                               calls += strand.running_in_this_thread();
+                                               result = {true, error, size};
+                                           });
     const auto run = [&](auto&& start)
     {
-        outcome result;
-        start(asio::bind_executor(strand,
-                                  [&](asio::error_code error, std::size_t size = 0)
-                                  {
-                                      calls += strand.running_in_this_thread();
-                                      result = {true, error, size};
-                                  }));
+        result = {};
+        start(bound);
         run_until_done(io, result);
         return result.error;
     };
@@ -409,25 +421,29 @@ TEST_CASE("upgradeable_stream: a handler bound to a strand is called on that str
     peer.get();
 }
 
-TEST_CASE("upgradeable_stream: a handler bound to another io_context's executor is called there")
+TEMPLATE_TEST_CASE("upgradeable_stream: a handler bound to another io_context's executor is called there", "",
+                   with_ssl_stream, with_tls_stream)
 {
     asio::io_context other;
     asio::io_context io; // Goes first: what is queued in it when the test ends holds executors of the other.
     auto [socket, raw] = connect(io.get_executor());
     auto peer = token_peer(std::move(raw));
-    tcp_stream stream(std::move(socket), options_of(tls_role::client));
+    tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
     std::array<char, 16> bytes;
+    bool elsewhere = false;
+    bool was_elsewhere = false;
+    outcome result;
+    const auto bound = asio::bind_executor(other.get_executor(),
+                                           [&](asio::error_code error, std::size_t size = 0)
+                                           {
+                                               was_elsewhere = elsewhere;
+                                               result = {true, error, size};
+                                           });
     const auto run = [&](auto&& start)
     {
-        bool elsewhere = false;
-        bool was_elsewhere = false;
-        outcome result;
-        start(asio::bind_executor(other.get_executor(),
-                                  [&](asio::error_code error, std::size_t size = 0)
-                                  {
-                                      was_elsewhere = elsewhere;
-                                      result = {true, error, size};
-                                  }));
+        was_elsewhere = false;
+        result = {};
+        start(bound);
         while (!result.done)
         {
             io.restart();
@@ -494,7 +510,9 @@ struct counting_allocator
 
 } // namespace
 
-TEST_CASE("upgradeable_stream: a handler's allocator is used by each operation, and all is given back before the call")
+TEMPLATE_TEST_CASE(
+    "upgradeable_stream: a handler's allocator is used by each operation, and all is given back before the call", "",
+    with_ssl_stream, with_tls_stream)
 {
     // The executor is a concrete one, because any_io_executor passes no allocator on when asio::post goes through it.
     using socket_type = asio::basic_stream_socket<tcp, asio::io_context::executor_type>;
@@ -503,19 +521,23 @@ TEST_CASE("upgradeable_stream: a handler's allocator is used by each operation, 
     socket_type socket(io);
     socket.connect(test::loopback(listener.port()));
     auto peer = token_peer(listener.accept());
-    us::upgradeable_stream<socket_type> stream(std::move(socket), options_of(tls_role::client));
+    stream_over<TestType, socket_type> stream(std::move(socket), options_of(tls_role::client));
     std::array<char, 16> bytes;
+    allocation_count count;
+    outcome result;
+    std::size_t live_at_call = 1;
+    const auto bound = asio::bind_allocator(counting_allocator<char>(count),
+                                            [&](asio::error_code error, std::size_t size = 0)
+                                            {
+                                                live_at_call = count.live;
+                                                result = {true, error, size};
+                                            });
     const auto run = [&](auto&& start)
     {
-        allocation_count count;
-        outcome result;
-        std::size_t live_at_call = 1;
-        start(asio::bind_allocator(counting_allocator<char>(count),
-                                   [&](asio::error_code error, std::size_t size = 0)
-                                   {
-                                       live_at_call = count.live;
-                                       result = {true, error, size};
-                                   }));
+        count = {};
+        result = {};
+        live_at_call = 1;
+        start(bound);
         run_until_done(io, result);
         CHECK(count.made > 0);
         CHECK(live_at_call == 0);
@@ -534,7 +556,8 @@ TEST_CASE("upgradeable_stream: a handler's allocator is used by each operation, 
 
 // Cancellation
 
-TEST_CASE("upgradeable_stream: a cancelled read leaves the stream as it was, plain and encrypted")
+TEMPLATE_TEST_CASE("upgradeable_stream: a cancelled read leaves the stream as it was, plain and encrypted", "",
+                   with_ssl_stream, with_tls_stream)
 {
     const bool encrypted = GENERATE(false, true);
     const auto type =
@@ -552,7 +575,7 @@ TEST_CASE("upgradeable_stream: a cancelled read leaves the stream as it was, pla
                                  if (encrypted)
                                      p.tls_shutdown();
                              });
-            tcp_stream stream(std::move(socket), options_of(tls_role::client));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
             if (encrypted)
                 co_await stream.start_tls();
 
@@ -574,7 +597,9 @@ TEST_CASE("upgradeable_stream: a cancelled read leaves the stream as it was, pla
         });
 }
 
-TEST_CASE("upgradeable_stream: a write can go on while reads of an encrypted stream are cancelled again and again")
+TEMPLATE_TEST_CASE(
+    "upgradeable_stream: a write can go on while reads of an encrypted stream are cancelled again and again", "",
+    with_ssl_stream, with_tls_stream)
 {
     const std::string data = test::pattern(5).bytes(0, 400'000);
     test::run(
@@ -587,7 +612,8 @@ TEST_CASE("upgradeable_stream: a write can go on while reads of an encrypted str
                                      if (p.tls_read_exactly(data.size()) == data)
                                          p.tls_write("whole\n");
                                  });
-            chunked_stream stream(test::chunked_stream(std::move(socket), 1024), options_of(tls_role::client));
+            chunked_stream<TestType> stream(test::chunked_stream(std::move(socket), 1024),
+                                            options_of(tls_role::client));
             co_await stream.start_tls();
             const auto executor = co_await asio::this_coro::executor;
             const auto writing =
@@ -615,7 +641,8 @@ TEST_CASE("upgradeable_stream: a write can go on while reads of an encrypted str
         });
 }
 
-TEST_CASE("upgradeable_stream: a write of an encrypted stream that is cancelled half-way makes it unusable")
+TEMPLATE_TEST_CASE("upgradeable_stream: a write of an encrypted stream that is cancelled half-way makes it unusable",
+                   "", with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -629,7 +656,8 @@ TEST_CASE("upgradeable_stream: a write of an encrypted stream that is cancelled 
                                  p.tls_write("data that came before");
                                  may_go_on.get_future().get();
                              });
-            chunked_stream stream(test::chunked_stream(std::move(socket), 1000), options_of(tls_role::client));
+            chunked_stream<TestType> stream(test::chunked_stream(std::move(socket), 1000),
+                                            options_of(tls_role::client));
             co_await stream.start_tls();
             asio::cancellation_signal signal;
             outcome written;
@@ -655,13 +683,15 @@ TEST_CASE("upgradeable_stream: a write of an encrypted stream that is cancelled 
         });
 }
 
-TEST_CASE("upgradeable_stream: a cancelled write of a plain stream leaves it as it was")
+TEMPLATE_TEST_CASE("upgradeable_stream: a cancelled write of a plain stream leaves it as it was", "", with_ssl_stream,
+                   with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
-            chunked_stream stream(test::chunked_stream(std::move(socket), 1000), options_of(tls_role::client));
+            chunked_stream<TestType> stream(test::chunked_stream(std::move(socket), 1000),
+                                            options_of(tls_role::client));
             asio::cancellation_signal signal;
             outcome written;
             asio::async_write(stream, asio::buffer(flood()),
@@ -689,7 +719,9 @@ TEST_CASE("upgradeable_stream: a cancelled write of a plain stream leaves it as 
         });
 }
 
-TEST_CASE("start_tls: a cancelled upgrade closes the stream, and every later operation says that it is unusable")
+TEMPLATE_TEST_CASE(
+    "start_tls: a cancelled upgrade closes the stream, and every later operation says that it is unusable", "",
+    with_ssl_stream, with_tls_stream)
 {
     const auto role = GENERATE(tls_role::client, tls_role::server);
     CAPTURE(int(role));
@@ -698,7 +730,7 @@ TEST_CASE("start_tls: a cancelled upgrade closes the stream, and every later ope
         {
             const auto executor = co_await asio::this_coro::executor;
             auto [socket, raw] = connect(executor);
-            tcp_stream stream(std::move(socket), options_of(role));
+            tcp_stream<TestType> stream(std::move(socket), options_of(role));
             const auto upgrade = test::spawn(executor, [&] { return stream.start_tls(); });
             co_await test::eventually([&] { return stream.native_handle() != nullptr; });
             upgrade.cancel();
@@ -722,7 +754,8 @@ TEST_CASE("start_tls: a cancelled upgrade closes the stream, and every later ope
         });
 }
 
-TEST_CASE("upgradeable_stream: a cancelled shutdown of an encrypted stream makes it unusable")
+TEMPLATE_TEST_CASE("upgradeable_stream: a cancelled shutdown of an encrypted stream makes it unusable", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -737,7 +770,7 @@ TEST_CASE("upgradeable_stream: a cancelled shutdown of an encrypted stream makes
                                  hold_open(p);
                                  return data;
                              });
-            std::optional<tcp_stream> stream(std::in_place, std::move(socket), options_of(tls_role::client));
+            std::optional<tcp_stream<TestType>> stream(std::in_place, std::move(socket), options_of(tls_role::client));
             co_await stream->start_tls();
             asio::cancellation_signal signal;
             outcome shut;
@@ -759,7 +792,9 @@ TEST_CASE("upgradeable_stream: a cancelled shutdown of an encrypted stream makes
 
 // Options, and what can be told
 
-TEST_CASE("upgradeable_stream: is_tls, session and native_handle tell nothing while plain, and all once encrypted")
+TEMPLATE_TEST_CASE(
+    "upgradeable_stream: is_tls, session and native_handle tell nothing while plain, and all once encrypted", "",
+    with_ssl_stream, with_tls_stream)
 {
     const auto role = GENERATE(tls_role::client, tls_role::server);
     test::run(
@@ -767,7 +802,7 @@ TEST_CASE("upgradeable_stream: is_tls, session and native_handle tell nothing wh
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = play_tls(std::move(raw), role, [](test::raw_peer&) {});
-            tcp_stream stream(std::move(socket), options_of(role));
+            tcp_stream<TestType> stream(std::move(socket), options_of(role));
             CHECK(!stream.is_tls());
             CHECK(!stream.session());
             CHECK(stream.native_handle() == nullptr);
@@ -792,8 +827,9 @@ TEST_CASE("upgradeable_stream: is_tls, session and native_handle tell nothing wh
         });
 }
 
-TEST_CASE(
-    "upgradeable_stream: get_executor, next_layer and lowest_layer are the socket's, before and after the upgrade")
+TEMPLATE_TEST_CASE(
+    "upgradeable_stream: get_executor, next_layer and lowest_layer are the socket's, before and after the upgrade", "",
+    with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -802,7 +838,7 @@ TEST_CASE(
             auto [socket, raw] = connect(executor);
             const int descriptor = socket.native_handle();
             auto peer = play_tls(std::move(raw), tls_role::client, [](test::raw_peer&) {});
-            chunked_stream stream(test::chunked_stream(std::move(socket), 64), options_of(tls_role::client));
+            chunked_stream<TestType> stream(test::chunked_stream(std::move(socket), 64), options_of(tls_role::client));
             CHECK(stream.get_executor() == executor);
             CHECK(stream.lowest_layer().native_handle() == descriptor);
             CHECK(stream.next_layer().reads() == 0);
@@ -816,7 +852,8 @@ TEST_CASE(
         });
 }
 
-TEST_CASE("start_tls: options at the call override those that the stream was made with")
+TEMPLATE_TEST_CASE("start_tls: options at the call override those that the stream was made with", "", with_ssl_stream,
+                   with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -824,10 +861,10 @@ TEST_CASE("start_tls: options at the call override those that the stream was mad
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = play_tls(std::move(raw), tls_role::client, [](test::raw_peer&) {});
             // Each of these would fail.
-            tcp_stream stream(std::move(socket), {.ssl = &test::server_context(),
-                                                  .role = tls_role::server,
-                                                  .server_hostname = "elsewhere.test",
-                                                  .handshake_timeout = 1ns});
+            tcp_stream<TestType> stream(std::move(socket), {.ssl = &test::server_context(),
+                                                            .role = tls_role::server,
+                                                            .server_hostname = "elsewhere.test",
+                                                            .handshake_timeout = 1ns});
             co_await stream.start_tls({.ssl = &test::client_context(),
                                        .role = tls_role::client,
                                        .server_hostname = "localhost",
@@ -838,14 +875,15 @@ TEST_CASE("start_tls: options at the call override those that the stream was mad
         });
 }
 
-TEST_CASE("start_tls: options that are left out at the call keep the values that the stream was made with")
+TEMPLATE_TEST_CASE("start_tls: options that are left out at the call keep the values that the stream was made with", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = play_tls(std::move(raw), tls_role::server, [](test::raw_peer&) {});
-            tcp_stream stream(std::move(socket), {.role = tls_role::server});
+            tcp_stream<TestType> stream(std::move(socket), {.role = tls_role::server});
             co_await stream.start_tls({.ssl = &test::server_context()});
             CHECK(SSL_is_server(stream.native_handle()) == 1);
             co_await shut_down(stream);
@@ -853,14 +891,15 @@ TEST_CASE("start_tls: options that are left out at the call keep the values that
         });
 }
 
-TEST_CASE("start_tls: options that were overridden at a call that was refused do not stay")
+TEMPLATE_TEST_CASE("start_tls: options that were overridden at a call that was refused do not stay", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = play_tls(std::move(raw), tls_role::server, [](test::raw_peer&) {});
-            tcp_stream stream(std::move(socket), {.role = tls_role::server});
+            tcp_stream<TestType> stream(std::move(socket), {.role = tls_role::server});
             const std::error_code error =
                 co_await test::error_of(stream.start_tls({.role = tls_role::client, .server_hostname = "localhost"}));
             CHECK(error == us::errc::not_upgradeable);
@@ -871,14 +910,15 @@ TEST_CASE("start_tls: options that were overridden at a call that was refused do
         });
 }
 
-TEST_CASE("start_tls: what the options view may go as soon as the call has returned, the context too")
+TEMPLATE_TEST_CASE("start_tls: what the options view may go as soon as the call has returned, the context too", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = play_tls(std::move(raw), tls_role::client, [](test::raw_peer&) {});
-            std::optional<tcp_stream> stream;
+            std::optional<tcp_stream<TestType>> stream;
             asio::awaitable<void> upgrade;
             {
                 const std::string ca_file = test::authority().ca_file();
@@ -895,17 +935,18 @@ TEST_CASE("start_tls: what the options view may go as soon as the call has retur
         });
 }
 
-TEST_CASE("upgradeable_stream: options that make no sense are std::invalid_argument, at the call")
+TEMPLATE_TEST_CASE("upgradeable_stream: options that make no sense are std::invalid_argument, at the call", "",
+                   with_ssl_stream, with_tls_stream)
 {
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
-    CHECK_THROWS_AS(tcp_stream(tcp::socket(io), {.handshake_timeout = 0s}), std::invalid_argument);
-    CHECK_THROWS_AS(tcp_stream(tcp::socket(io), {.handshake_timeout = -1s}), std::invalid_argument);
-    CHECK_THROWS_AS(tcp_stream(tcp::socket(io), {.shutdown_timeout = 0s}), std::invalid_argument);
-    CHECK_THROWS_AS(tcp_stream(tcp::socket(io), {.received = "x"}), std::invalid_argument);
-    CHECK_THROWS_AS(tcp_stream(tcp::socket(io), {.server_hostname = "*.test"}), std::invalid_argument);
+    CHECK_THROWS_AS(tcp_stream<TestType>(tcp::socket(io), {.handshake_timeout = 0s}), std::invalid_argument);
+    CHECK_THROWS_AS(tcp_stream<TestType>(tcp::socket(io), {.handshake_timeout = -1s}), std::invalid_argument);
+    CHECK_THROWS_AS(tcp_stream<TestType>(tcp::socket(io), {.shutdown_timeout = 0s}), std::invalid_argument);
+    CHECK_THROWS_AS(tcp_stream<TestType>(tcp::socket(io), {.received = "x"}), std::invalid_argument);
+    CHECK_THROWS_AS(tcp_stream<TestType>(tcp::socket(io), {.server_hostname = "*.test"}), std::invalid_argument);
 
-    tcp_stream stream(std::move(socket), {.ssl = &test::client_context()});
+    tcp_stream<TestType> stream(std::move(socket), {.ssl = &test::client_context()});
     outcome result;
     CHECK_THROWS_AS(stream.start_tls({.server_hostname = "localhost", .handshake_timeout = 0s}), std::invalid_argument);
     CHECK_THROWS_AS(stream.start_tls({.server_hostname = "localhost", .shutdown_timeout = -1s}), std::invalid_argument);

@@ -4,13 +4,14 @@ using namespace test::rig;
 
 // Upgrades that are refused, or that fail
 
-TEST_CASE("start_tls: without a context it is not_upgradeable, and the plain stream goes on")
+TEMPLATE_TEST_CASE("start_tls: without a context it is not_upgradeable, and the plain stream goes on", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
-            tcp_stream stream(std::move(socket));
+            tcp_stream<TestType> stream(std::move(socket));
             const std::error_code error = co_await test::error_of(stream.start_tls());
             CHECK(error == us::errc::not_upgradeable);
             CHECK(!stream.is_tls());
@@ -20,7 +21,8 @@ TEST_CASE("start_tls: without a context it is not_upgradeable, and the plain str
         });
 }
 
-TEST_CASE("start_tls: a second upgrade is already_tls, and the encrypted stream goes on")
+TEMPLATE_TEST_CASE("start_tls: a second upgrade is already_tls, and the encrypted stream goes on", "", with_ssl_stream,
+                   with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -28,7 +30,7 @@ TEST_CASE("start_tls: a second upgrade is already_tls, and the encrypted stream 
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer =
                 play_tls(std::move(raw), tls_role::client, [](test::raw_peer& p) { p.tls_write(p.tls_read_line()); });
-            tcp_stream stream(std::move(socket), options_of(tls_role::client));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
             co_await stream.start_tls();
             SSL* const before = stream.native_handle();
             const std::error_code error = co_await test::error_of(stream.start_tls());
@@ -42,14 +44,16 @@ TEST_CASE("start_tls: a second upgrade is already_tls, and the encrypted stream 
         });
 }
 
-TEST_CASE("start_tls: while it runs, reads, writes, shutdowns and upgrades are upgrade_in_progress, and it goes on")
+TEMPLATE_TEST_CASE(
+    "start_tls: while it runs, reads, writes, shutdowns and upgrades are upgrade_in_progress, and it goes on", "",
+    with_ssl_stream, with_tls_stream)
 {
     const auto role = GENERATE(tls_role::client, tls_role::server);
     test::run(
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
-            tcp_stream stream(std::move(socket), options_of(role));
+            tcp_stream<TestType> stream(std::move(socket), options_of(role));
             outcome upgraded;
             stream.async_start_tls({}, into(upgraded));
             std::error_code error = co_await read_error(stream);
@@ -74,7 +78,8 @@ TEST_CASE("start_tls: while it runs, reads, writes, shutdowns and upgrades are u
         });
 }
 
-TEST_CASE("start_tls: an upgrade that fails closes the stream, which never goes on in plain text")
+TEMPLATE_TEST_CASE("start_tls: an upgrade that fails closes the stream, which never goes on in plain text", "",
+                   with_ssl_stream, with_tls_stream)
 {
     const auto role = GENERATE(tls_role::client, tls_role::server);
     CAPTURE(int(role));
@@ -99,7 +104,7 @@ TEST_CASE("start_tls: an upgrade that fails closes the stream, which never goes 
                                  }
                                  return std::pair(refusal, p.recv_all());
                              });
-            tcp_stream stream(std::move(socket), options_of(role));
+            tcp_stream<TestType> stream(std::move(socket), options_of(role));
             std::error_code error = co_await test::error_of(stream.start_tls({.server_hostname = "elsewhere.test"}));
             CHECK(error);
             CHECK(!stream.is_tls());
@@ -118,14 +123,15 @@ TEST_CASE("start_tls: an upgrade that fails closes the stream, which never goes 
         });
 }
 
-TEST_CASE("start_tls: a peer that hangs up during the handshake is an error, not a success")
+TEMPLATE_TEST_CASE("start_tls: a peer that hangs up during the handshake is an error, not a success", "",
+                   with_ssl_stream, with_tls_stream)
 {
     const auto role = GENERATE(tls_role::client, tls_role::server);
     test::run(
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
-            tcp_stream stream(std::move(socket), options_of(role));
+            tcp_stream<TestType> stream(std::move(socket), options_of(role));
             raw.send_fin();
             const auto error = co_await test::exception_of<us::tls_error>(stream.start_tls());
             CHECK((error.code() == asio::ssl::error::stream_truncated || error.code() == asio::error::eof));
@@ -136,7 +142,9 @@ TEST_CASE("start_tls: a peer that hangs up during the handshake is an error, not
 
 // Bytes that came before the handshake (DESIGN section 6)
 
-TEST_CASE("start_tls: a ClientHello in the same segment as STARTTLS is not lost, whatever part of it was read before")
+TEMPLATE_TEST_CASE(
+    "start_tls: a ClientHello in the same segment as STARTTLS is not lost, whatever part of it was read before", "",
+    with_ssl_stream, with_tls_stream)
 {
     const auto read_before = GENERATE(0, 1, 2, 5, 6, 100, -1, 20'000, 40'000);
     const std::size_t padding = read_before > 100 ? 40'000 : 0;
@@ -156,7 +164,8 @@ TEST_CASE("start_tls: a ClientHello in the same segment as STARTTLS is not lost,
                                  p.tls_write(p.tls_read_line());
                                  p.tls_shutdown();
                              });
-            chunked_stream stream(test::chunked_stream(std::move(socket), chunk), options_of(tls_role::server));
+            chunked_stream<TestType> stream(test::chunked_stream(std::move(socket), chunk),
+                                            options_of(tls_role::server));
             const std::string line = co_await read_exactly(stream, 9);
             CHECK(line == "STARTTLS\n");
             std::string received;
@@ -178,7 +187,8 @@ TEST_CASE("start_tls: a ClientHello in the same segment as STARTTLS is not lost,
         });
 }
 
-TEST_CASE("start_tls: a ClientHello that async_read_until took beyond STARTTLS is not lost")
+TEMPLATE_TEST_CASE("start_tls: a ClientHello that async_read_until took beyond STARTTLS is not lost", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -193,7 +203,7 @@ TEST_CASE("start_tls: a ClientHello that async_read_until took beyond STARTTLS i
                                  p.tls_write(p.tls_read_line());
                                  p.tls_shutdown();
                              });
-            tcp_stream stream(std::move(socket), options_of(tls_role::server));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::server));
             std::string buffer;
             const std::size_t size =
                 co_await asio::async_read_until(stream, asio::dynamic_buffer(buffer), '\n', use_awaitable);
@@ -207,13 +217,14 @@ TEST_CASE("start_tls: a ClientHello that async_read_until took beyond STARTTLS i
         });
 }
 
-TEST_CASE("start_tls: plain text that a client appended to STARTTLS is plaintext_injection, and is told")
+TEMPLATE_TEST_CASE("start_tls: plain text that a client appended to STARTTLS is plaintext_injection, and is told", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
-            tcp_stream stream(std::move(socket), options_of(tls_role::server));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::server));
             auto error =
                 co_await test::exception_of<us::tls_error>(stream.start_tls({.received = "RCPT TO:<evil>\r\n"}));
             CHECK(error.code() == us::errc::plaintext_injection);
@@ -226,7 +237,8 @@ TEST_CASE("start_tls: plain text that a client appended to STARTTLS is plaintext
         });
 }
 
-TEST_CASE("start_tls: bytes that only begin like a TLS handshake are plaintext_injection")
+TEMPLATE_TEST_CASE("start_tls: bytes that only begin like a TLS handshake are plaintext_injection", "", with_ssl_stream,
+                   with_tls_stream)
 {
     const auto bytes = GENERATE("\x16"s + "\x02",
                                 "\x16"
@@ -238,13 +250,15 @@ TEST_CASE("start_tls: bytes that only begin like a TLS handshake are plaintext_i
                      [&]() -> asio::awaitable<std::error_code>
                      {
                          auto [socket, raw] = connect(co_await asio::this_coro::executor);
-                         tcp_stream stream(std::move(socket), options_of(tls_role::server));
+                         tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::server));
                          co_return co_await test::error_of(stream.start_tls({.received = bytes}));
                      });
     CHECK(error == us::errc::plaintext_injection);
 }
 
-TEST_CASE("start_tls: plain text behind a ClientHello in the bytes received is plaintext_injection, and is told")
+TEMPLATE_TEST_CASE(
+    "start_tls: plain text behind a ClientHello in the bytes received is plaintext_injection, and is told", "",
+    with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -266,7 +280,7 @@ TEST_CASE("start_tls: plain text behind a ClientHello in the bytes received is p
                                  }
                                  return false;
                              });
-            tcp_stream stream(std::move(socket), options_of(tls_role::server));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::server));
             std::string received;
             co_await asio::async_read_until(stream, asio::dynamic_buffer(received), "<evil>\r\n", use_awaitable);
             const auto error = co_await test::exception_of<us::tls_error>(stream.start_tls({.received = received}));
@@ -278,7 +292,8 @@ TEST_CASE("start_tls: plain text behind a ClientHello in the bytes received is p
         });
 }
 
-TEST_CASE("start_tls: plain text behind a ClientHello on the socket fails the handshake")
+TEMPLATE_TEST_CASE("start_tls: plain text behind a ClientHello on the socket fails the handshake", "", with_ssl_stream,
+                   with_tls_stream)
 {
     const auto chunk = GENERATE(from_range(test::chunk_sizes));
     test::run(
@@ -301,7 +316,8 @@ TEST_CASE("start_tls: plain text behind a ClientHello on the socket fails the ha
                                  }
                                  return false;
                              });
-            chunked_stream stream(test::chunked_stream(std::move(socket), chunk), options_of(tls_role::server));
+            chunked_stream<TestType> stream(test::chunked_stream(std::move(socket), chunk),
+                                            options_of(tls_role::server));
             const auto error = co_await test::exception_of<us::tls_error>(stream.start_tls());
             CHECK(error.code());
             CHECK(!stream.lowest_layer().is_open());
@@ -310,14 +326,16 @@ TEST_CASE("start_tls: plain text behind a ClientHello on the socket fails the ha
         });
 }
 
-TEST_CASE("start_tls: any byte that a client received before is plaintext_injection, even if it looks like TLS")
+TEMPLATE_TEST_CASE(
+    "start_tls: any byte that a client received before is plaintext_injection, even if it looks like TLS", "",
+    with_ssl_stream, with_tls_stream)
 {
     const auto bytes = GENERATE("4"s, "454 TLS not available\r\n"s, "\x16\x03\x03"s);
     test::run(
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
-            tcp_stream stream(std::move(socket), options_of(tls_role::client));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
             const auto error = co_await test::exception_of<us::tls_error>(stream.start_tls({.received = bytes}));
             CHECK(error.code() == us::errc::plaintext_injection);
             CHECK(error.received() == bytes);
@@ -326,7 +344,9 @@ TEST_CASE("start_tls: any byte that a client received before is plaintext_inject
         });
 }
 
-TEST_CASE("start_tls: a peer's plain text in place of TLS is plaintext_injection, and is told to its end or a bound")
+TEMPLATE_TEST_CASE(
+    "start_tls: a peer's plain text in place of TLS is plaintext_injection, and is told to its end or a bound", "",
+    with_ssl_stream, with_tls_stream)
 {
     const auto role = GENERATE(tls_role::client, tls_role::server);
     const auto chunk = GENERATE(from_range(test::chunk_sizes));
@@ -337,7 +357,7 @@ TEST_CASE("start_tls: a peer's plain text in place of TLS is plaintext_injection
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             raw.send_all(text);
-            chunked_stream stream(test::chunked_stream(std::move(socket), chunk), options_of(role));
+            chunked_stream<TestType> stream(test::chunked_stream(std::move(socket), chunk), options_of(role));
             const auto error = co_await test::exception_of<us::tls_error>(stream.start_tls());
             CHECK(error.code() == us::errc::plaintext_injection);
             CHECK(error.received().size() >= 5);
@@ -348,7 +368,8 @@ TEST_CASE("start_tls: a peer's plain text in place of TLS is plaintext_injection
         });
 }
 
-TEST_CASE("start_tls: no more than 512 bytes of what came in place of TLS are told")
+TEMPLATE_TEST_CASE("start_tls: no more than 512 bytes of what came in place of TLS are told", "", with_ssl_stream,
+                   with_tls_stream)
 {
     const auto role = GENERATE(tls_role::client, tls_role::server);
     const bool received = GENERATE(false, true);
@@ -359,7 +380,7 @@ TEST_CASE("start_tls: no more than 512 bytes of what came in place of TLS are to
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             if (!received)
                 raw.send_all(text);
-            tcp_stream stream(std::move(socket), options_of(role));
+            tcp_stream<TestType> stream(std::move(socket), options_of(role));
             us::tls_options options;
             if (received)
                 options.received = text;
@@ -371,14 +392,15 @@ TEST_CASE("start_tls: no more than 512 bytes of what came in place of TLS are to
 
 // Deadlines
 
-TEST_CASE("start_tls: a peer that never answers is a handshake_timeout, which closes the stream")
+TEMPLATE_TEST_CASE("start_tls: a peer that never answers is a handshake_timeout, which closes the stream", "",
+                   with_ssl_stream, with_tls_stream)
 {
     const auto role = GENERATE(tls_role::client, tls_role::server);
     test::run(
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
-            tcp_stream stream(std::move(socket), options_of(role));
+            tcp_stream<TestType> stream(std::move(socket), options_of(role));
             std::error_code error = co_await test::error_of(stream.start_tls({.handshake_timeout = 5ms}));
             CHECK(error == us::errc::handshake_timeout);
             CHECK(error == std::errc::timed_out);
@@ -389,14 +411,15 @@ TEST_CASE("start_tls: a peer that never answers is a handshake_timeout, which cl
         });
 }
 
-TEST_CASE("start_tls: the handshake's deadline is one for all of it, so bytes that drip do not put it off")
+TEMPLATE_TEST_CASE("start_tls: the handshake's deadline is one for all of it, so bytes that drip do not put it off", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
         {
             const auto executor = co_await asio::this_coro::executor;
             auto [ours, theirs] = test::tcp_pair(executor);
-            tcp_stream stream(std::move(ours), options_of(tls_role::server));
+            tcp_stream<TestType> stream(std::move(ours), options_of(tls_role::server));
             const auto dripping =
                 test::spawn(executor,
                             [socket = std::move(theirs)]() mutable -> asio::awaitable<void>
@@ -419,7 +442,9 @@ TEST_CASE("start_tls: the handshake's deadline is one for all of it, so bytes th
         });
 }
 
-TEST_CASE("upgradeable_stream: a peer that never answers close_notify is a shutdown_timeout, which closes the stream")
+TEMPLATE_TEST_CASE(
+    "upgradeable_stream: a peer that never answers close_notify is a shutdown_timeout, which closes the stream", "",
+    with_ssl_stream, with_tls_stream)
 {
     const bool at_the_call = GENERATE(false, true);
     test::run(
@@ -437,7 +462,7 @@ TEST_CASE("upgradeable_stream: a peer that never answers close_notify is a shutd
             auto options = options_of(tls_role::client);
             if (!at_the_call)
                 options.shutdown_timeout = 5ms;
-            tcp_stream stream(std::move(socket), options);
+            tcp_stream<TestType> stream(std::move(socket), options);
             co_await stream.start_tls();
             us::shutdown_options shutdown;
             if (at_the_call)
@@ -451,7 +476,8 @@ TEST_CASE("upgradeable_stream: a peer that never answers close_notify is a shutd
         });
 }
 
-TEST_CASE("upgradeable_stream: a peer that goes on sending does not put off the shutdown's deadline")
+TEMPLATE_TEST_CASE("upgradeable_stream: a peer that goes on sending does not put off the shutdown's deadline", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -470,7 +496,7 @@ TEST_CASE("upgradeable_stream: a peer that goes on sending does not put off the 
                                  {
                                  }
                              });
-            tcp_stream stream(std::move(socket), options_of(tls_role::client));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
             co_await stream.start_tls();
             const std::error_code error =
                 co_await test::error_of(stream.async_shutdown({.timeout = 20ms}, use_awaitable));
@@ -481,7 +507,8 @@ TEST_CASE("upgradeable_stream: a peer that goes on sending does not put off the 
 
 // The end of a connection
 
-TEST_CASE("upgradeable_stream: a plain shutdown sends a FIN, and reading goes on")
+TEMPLATE_TEST_CASE("upgradeable_stream: a plain shutdown sends a FIN, and reading goes on", "", with_ssl_stream,
+                   with_tls_stream)
 {
     const auto what = GENERATE(asio::socket_base::shutdown_send, asio::socket_base::shutdown_both);
     test::run(
@@ -489,7 +516,7 @@ TEST_CASE("upgradeable_stream: a plain shutdown sends a FIN, and reading goes on
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = play(std::move(raw), [](test::raw_peer& p) { p.send_all(p.recv_all() + " to the end"); });
-            tcp_stream stream(std::move(socket));
+            tcp_stream<TestType> stream(std::move(socket));
             co_await write(stream, "read");
             co_await stream.async_shutdown({.what = what}, use_awaitable);
             const auto [data, error] = co_await read_to_error(stream);
@@ -499,7 +526,8 @@ TEST_CASE("upgradeable_stream: a plain shutdown sends a FIN, and reading goes on
         });
 }
 
-TEST_CASE("upgradeable_stream: shutdown_send under TLS 1.3 sends close_notify while a read goes on")
+TEMPLATE_TEST_CASE("upgradeable_stream: shutdown_send under TLS 1.3 sends close_notify while a read goes on", "",
+                   with_ssl_stream, with_tls_stream)
 {
     const auto role = GENERATE(tls_role::client, tls_role::server);
     const auto chunk = GENERATE(from_range(test::chunk_sizes));
@@ -519,7 +547,7 @@ TEST_CASE("upgradeable_stream: shutdown_send under TLS 1.3 sends close_notify wh
                                  p.tls_shutdown_send_only();
                                  return request;
                              });
-            chunked_stream stream(test::chunked_stream(std::move(socket), chunk), options_of(role));
+            chunked_stream<TestType> stream(test::chunked_stream(std::move(socket), chunk), options_of(role));
             co_await stream.start_tls();
             const auto reading = test::spawn(executor, [&] { return read_to_error(stream); });
             co_await write(stream, "request");
@@ -532,14 +560,14 @@ TEST_CASE("upgradeable_stream: shutdown_send under TLS 1.3 sends close_notify wh
         });
 }
 
-TEST_CASE("upgradeable_stream: a write after shutdown_send is an error")
+TEMPLATE_TEST_CASE("upgradeable_stream: a write after shutdown_send is an error", "", with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = play_tls(std::move(raw), tls_role::client, [](test::raw_peer&) {});
-            tcp_stream stream(std::move(socket), options_of(tls_role::client));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
             co_await stream.start_tls();
             co_await stream.async_shutdown({.what = asio::socket_base::shutdown_send}, use_awaitable);
             const std::error_code error = co_await write_error(stream);
@@ -549,7 +577,8 @@ TEST_CASE("upgradeable_stream: a write after shutdown_send is an error")
         });
 }
 
-TEST_CASE("upgradeable_stream: shutdown_both awaits the peer's close_notify, and drops what comes before it")
+TEMPLATE_TEST_CASE("upgradeable_stream: shutdown_both awaits the peer's close_notify, and drops what comes before it",
+                   "", with_ssl_stream, with_tls_stream)
 {
     const auto role = GENERATE(tls_role::client, tls_role::server);
     const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
@@ -569,7 +598,7 @@ TEST_CASE("upgradeable_stream: shutdown_both awaits the peer's close_notify, and
                                  p.tls_shutdown();
                                  return p.recv_all();
                              });
-            std::optional<tcp_stream> stream(std::in_place, std::move(socket), options_of(role));
+            std::optional<tcp_stream<TestType>> stream(std::in_place, std::move(socket), options_of(role));
             co_await stream->start_tls();
             CHECK(stream->session()->version == (version == TLS1_2_VERSION ? "TLSv1.2" : "TLSv1.3"));
             co_await shut_down(*stream);
@@ -580,7 +609,9 @@ TEST_CASE("upgradeable_stream: shutdown_both awaits the peer's close_notify, and
         });
 }
 
-TEST_CASE("upgradeable_stream: a shutdown that the peer answers by hanging up is stream_truncated, and so are later reads")
+TEMPLATE_TEST_CASE(
+    "upgradeable_stream: a shutdown that the peer answers by hanging up is stream_truncated, and so are later reads",
+    "", with_ssl_stream, with_tls_stream)
 {
     const bool suppress = GENERATE(false, true);
     CAPTURE(suppress);
@@ -596,7 +627,7 @@ TEST_CASE("upgradeable_stream: a shutdown that the peer answers by hanging up is
                              });
             auto options = options_of(tls_role::client);
             options.suppress_ragged_eofs = suppress;
-            tcp_stream stream(std::move(socket), options);
+            tcp_stream<TestType> stream(std::move(socket), options);
             co_await stream.start_tls();
             asio::error_code error;
             co_await stream.async_shutdown({}, asio::redirect_error(use_awaitable, error));
@@ -607,13 +638,14 @@ TEST_CASE("upgradeable_stream: a shutdown that the peer answers by hanging up is
         });
 }
 
-TEST_CASE("upgradeable_stream: a plain stream that is destroyed with bytes unread is reset, not ended")
+TEMPLATE_TEST_CASE("upgradeable_stream: a plain stream that is destroyed with bytes unread is reset, not ended", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
-            std::optional<tcp_stream> stream(std::in_place, std::move(socket));
+            std::optional<tcp_stream<TestType>> stream(std::in_place, std::move(socket));
             raw.send_all("unread");
             co_await test::eventually([&] { return stream->lowest_layer().available() > 0; });
             stream.reset();
@@ -630,14 +662,15 @@ TEST_CASE("upgradeable_stream: a plain stream that is destroyed with bytes unrea
         });
 }
 
-TEST_CASE("upgradeable_stream: close_notify is eof, for every later read too")
+TEMPLATE_TEST_CASE("upgradeable_stream: close_notify is eof, for every later read too", "", with_ssl_stream,
+                   with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = play_tls(std::move(raw), tls_role::client, [](test::raw_peer& p) { p.tls_write("data"); });
-            tcp_stream stream(std::move(socket), options_of(tls_role::client));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
             co_await stream.start_tls();
             const auto [data, error] = co_await read_to_error(stream);
             CHECK(data == "data");
@@ -649,7 +682,9 @@ TEST_CASE("upgradeable_stream: close_notify is eof, for every later read too")
         });
 }
 
-TEST_CASE("upgradeable_stream: an end without close_notify is stream_truncated, or eof with suppress_ragged_eofs")
+TEMPLATE_TEST_CASE(
+    "upgradeable_stream: an end without close_notify is stream_truncated, or eof with suppress_ragged_eofs", "",
+    with_ssl_stream, with_tls_stream)
 {
     const auto role = GENERATE(tls_role::client, tls_role::server);
     const auto chunk = GENERATE(from_range(test::chunk_sizes));
@@ -669,8 +704,8 @@ TEST_CASE("upgradeable_stream: an end without close_notify is stream_truncated, 
                              });
             auto options = options_of(role);
             options.suppress_ragged_eofs = suppress;
-            std::optional<chunked_stream> stream(std::in_place, test::chunked_stream(std::move(socket), chunk),
-                                                 options);
+            std::optional<chunked_stream<TestType>> stream(std::in_place,
+                                                           test::chunked_stream(std::move(socket), chunk), options);
             co_await stream->start_tls();
             const auto [data, error] = co_await read_to_error(*stream);
             const std::error_code expected =
@@ -684,7 +719,8 @@ TEST_CASE("upgradeable_stream: an end without close_notify is stream_truncated, 
         });
 }
 
-TEST_CASE("upgradeable_stream: an end in the middle of a record is never eof without suppress_ragged_eofs")
+TEMPLATE_TEST_CASE("upgradeable_stream: an end in the middle of a record is never eof without suppress_ragged_eofs", "",
+                   with_ssl_stream, with_tls_stream)
 {
     const auto role = GENERATE(tls_role::client, tls_role::server);
     CAPTURE(int(role));
@@ -700,7 +736,7 @@ TEST_CASE("upgradeable_stream: an end in the middle of a record is never eof wit
                                  p.send_fin();
                                  hold_open(p);
                              });
-            std::optional<tcp_stream> stream(std::in_place, std::move(socket), options_of(role));
+            std::optional<tcp_stream<TestType>> stream(std::in_place, std::move(socket), options_of(role));
             co_await stream->start_tls();
             const std::error_code error = co_await read_error(*stream);
             CHECK(error == asio::ssl::error::stream_truncated);
@@ -709,7 +745,8 @@ TEST_CASE("upgradeable_stream: an end in the middle of a record is never eof wit
         });
 }
 
-TEST_CASE("upgradeable_stream: plain text after the upgrade is an error, not data")
+TEMPLATE_TEST_CASE("upgradeable_stream: plain text after the upgrade is an error, not data", "", with_ssl_stream,
+                   with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -723,7 +760,7 @@ TEST_CASE("upgradeable_stream: plain text after the upgrade is an error, not dat
                                  p.send_all("plain text, and more of it\r\n");
                                  hold_open(p);
                              });
-            std::optional<tcp_stream> stream(std::in_place, std::move(socket), options_of(tls_role::client));
+            std::optional<tcp_stream<TestType>> stream(std::in_place, std::move(socket), options_of(tls_role::client));
             co_await stream->start_tls();
             const auto [data, error] = co_await read_to_error(*stream);
             CHECK(data == "data");
@@ -735,7 +772,8 @@ TEST_CASE("upgradeable_stream: plain text after the upgrade is an error, not dat
         });
 }
 
-TEST_CASE("upgradeable_stream: a reset is told by the first read after it, and by all later ones")
+TEMPLATE_TEST_CASE("upgradeable_stream: a reset is told by the first read after it, and by all later ones", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -748,7 +786,7 @@ TEST_CASE("upgradeable_stream: a reset is told by the first read after it, and b
                                  p.tls_read_line();
                                  p.reset();
                              });
-            tcp_stream stream(std::move(socket), options_of(tls_role::client));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
             co_await stream.start_tls();
             co_await write(stream, "reset\n");
             for (int i = 0; i < 3; ++i)
@@ -760,7 +798,8 @@ TEST_CASE("upgradeable_stream: a reset is told by the first read after it, and b
         });
 }
 
-TEST_CASE("upgradeable_stream: writes to a peer that is gone fail, now or later, and never for good succeed")
+TEMPLATE_TEST_CASE("upgradeable_stream: writes to a peer that is gone fail, now or later, and never for good succeed",
+                   "", with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -773,7 +812,7 @@ TEST_CASE("upgradeable_stream: writes to a peer that is gone fail, now or later,
                                  p.tls_read_line();
                                  p.reset();
                              });
-            tcp_stream stream(std::move(socket), options_of(tls_role::client));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
             co_await stream.start_tls();
             co_await write(stream, "reset\n");
             co_await test::joined(std::move(peer));
@@ -784,7 +823,8 @@ TEST_CASE("upgradeable_stream: writes to a peer that is gone fail, now or later,
         });
 }
 
-TEST_CASE("upgradeable_stream: a shutdown with nothing left to do completes outside its initiating function")
+TEMPLATE_TEST_CASE("upgradeable_stream: a shutdown with nothing left to do completes outside its initiating function",
+                   "", with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -796,7 +836,7 @@ TEST_CASE("upgradeable_stream: a shutdown with nothing left to do completes outs
                                  handshake(p, tls_role::client);
                                  p.tls_shutdown();
                              });
-            tcp_stream stream(std::move(socket), options_of(tls_role::client));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
             co_await stream.start_tls();
             co_await shut_down(stream);
             bool initiating = true;
@@ -816,7 +856,8 @@ TEST_CASE("upgradeable_stream: a shutdown with nothing left to do completes outs
         });
 }
 
-TEST_CASE("upgradeable_stream: a shutdown after an end without close_notify sends its own and awaits nothing")
+TEMPLATE_TEST_CASE("upgradeable_stream: a shutdown after an end without close_notify sends its own and awaits nothing",
+                   "", with_ssl_stream, with_tls_stream)
 {
     const auto role = GENERATE(tls_role::client, tls_role::server);
     const bool suppress = GENERATE(false, true);
@@ -834,7 +875,7 @@ TEST_CASE("upgradeable_stream: a shutdown after an end without close_notify send
                              });
             auto options = options_of(role);
             options.suppress_ragged_eofs = suppress;
-            std::optional<tcp_stream> stream(std::in_place, std::move(socket), options);
+            std::optional<tcp_stream<TestType>> stream(std::in_place, std::move(socket), options);
             co_await stream->start_tls();
             co_await read_error(*stream);
             asio::error_code error;
@@ -847,14 +888,15 @@ TEST_CASE("upgradeable_stream: a shutdown after an end without close_notify send
         });
 }
 
-TEST_CASE("start_tls: the alert of an upgrade that fails is followed by FIN, though bytes are left unread")
+TEMPLATE_TEST_CASE("start_tls: the alert of an upgrade that fails is followed by FIN, though bytes are left unread", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             raw.send_all("\x16\x03\x01\x00\x04\x01\x00\x00\x00"s + std::string(100'000, 'x'));
-            tcp_stream stream(std::move(socket), options_of(tls_role::server));
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::server));
             const std::error_code error = co_await test::error_of(stream.start_tls());
             CHECK(error.category() == asio::error::get_ssl_category());
             const std::string answer = raw.recv_all();

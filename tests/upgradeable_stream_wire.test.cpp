@@ -4,7 +4,8 @@ using namespace test::rig;
 
 // Lifetime
 
-TEST_CASE("upgradeable_stream: destroying it closes the socket, and pending operations are operation_aborted")
+TEMPLATE_TEST_CASE("upgradeable_stream: destroying it closes the socket, and pending operations are operation_aborted",
+                   "", with_ssl_stream, with_tls_stream)
 {
     const bool encrypted = GENERATE(false, true);
     test::run(
@@ -20,8 +21,8 @@ TEST_CASE("upgradeable_stream: destroying it closes the socket, and pending oper
                                  destroyed.get_future().get();
                                  hold_open(p);
                              });
-            auto stream = std::make_unique<chunked_stream>(test::chunked_stream(std::move(socket), 1000),
-                                                           options_of(tls_role::client));
+            auto stream = std::make_unique<chunked_stream<TestType>>(test::chunked_stream(std::move(socket), 1000),
+                                                                     options_of(tls_role::client));
             if (encrypted)
                 co_await stream->start_tls();
             std::array<char, 16> bytes;
@@ -41,7 +42,8 @@ TEST_CASE("upgradeable_stream: destroying it closes the socket, and pending oper
         });
 }
 
-TEST_CASE("upgradeable_stream: destroying it with an upgrade or a shutdown pending is operation_aborted")
+TEMPLATE_TEST_CASE("upgradeable_stream: destroying it with an upgrade or a shutdown pending is operation_aborted", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -52,7 +54,7 @@ TEST_CASE("upgradeable_stream: destroying it with an upgrade or a shutdown pendi
                 auto [socket, raw] = connect(executor);
                 outcome upgraded;
                 {
-                    tcp_stream stream(std::move(socket), options_of(role));
+                    tcp_stream<TestType> stream(std::move(socket), options_of(role));
                     stream.async_start_tls({}, into(upgraded));
                     co_await asio::post(executor, use_awaitable);
                 }
@@ -69,7 +71,7 @@ TEST_CASE("upgradeable_stream: destroying it with an upgrade or a shutdown pendi
                              });
             outcome shut;
             {
-                tcp_stream stream(std::move(socket), options_of(tls_role::client));
+                tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
                 co_await stream.start_tls();
                 stream.async_shutdown({}, into(shut));
                 co_await asio::post(executor, use_awaitable);
@@ -80,7 +82,8 @@ TEST_CASE("upgradeable_stream: destroying it with an upgrade or a shutdown pendi
         });
 }
 
-TEST_CASE("upgradeable_stream: a stream that is moved while operations are pending completes them")
+TEMPLATE_TEST_CASE("upgradeable_stream: a stream that is moved while operations are pending completes them", "",
+                   with_ssl_stream, with_tls_stream)
 {
     const bool encrypted = GENERATE(false, true);
     test::run(
@@ -96,9 +99,9 @@ TEST_CASE("upgradeable_stream: a stream that is moved while operations are pendi
                                  if (encrypted)
                                      p.tls_shutdown();
                              });
-            tcp_stream first(std::move(socket), options_of(tls_role::client));
+            tcp_stream<TestType> first(std::move(socket), options_of(tls_role::client));
             outcome upgraded;
-            std::optional<tcp_stream> second;
+            std::optional<tcp_stream<TestType>> second;
             if (encrypted)
             {
                 first.async_start_tls({}, into(upgraded));
@@ -113,7 +116,7 @@ TEST_CASE("upgradeable_stream: a stream that is moved while operations are pendi
             outcome read, written;
             second->async_read_some(asio::buffer(bytes), into(read));
             second->async_write_some(asio::buffer("data", 4), into(written));
-            tcp_stream third = std::move(*second);
+            tcp_stream<TestType> third = std::move(*second);
             second.reset();
             co_await finished(read);
             CHECK(std::string_view(bytes.data(), read.size) == "data");
@@ -124,7 +127,8 @@ TEST_CASE("upgradeable_stream: a stream that is moved while operations are pendi
         });
 }
 
-TEST_CASE("upgradeable_stream: a stream that is assigned over closes, and what is assigned goes on")
+TEMPLATE_TEST_CASE("upgradeable_stream: a stream that is assigned over closes, and what is assigned goes on", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -132,8 +136,8 @@ TEST_CASE("upgradeable_stream: a stream that is assigned over closes, and what i
             const auto executor = co_await asio::this_coro::executor;
             auto [old_socket, old_raw] = connect(executor);
             auto [new_socket, new_raw] = connect(executor);
-            tcp_stream stream(std::move(old_socket));
-            tcp_stream other(std::move(new_socket));
+            tcp_stream<TestType> stream(std::move(old_socket));
+            tcp_stream<TestType> other(std::move(new_socket));
             std::array<char, 16> old_bytes, new_bytes;
             outcome old_read, new_read;
             stream.async_read_some(asio::buffer(old_bytes), into(old_read));
@@ -151,7 +155,8 @@ TEST_CASE("upgradeable_stream: a stream that is assigned over closes, and what i
         });
 }
 
-TEST_CASE("upgradeable_stream: an io_context that goes away with operations pending leaks nothing")
+TEMPLATE_TEST_CASE("upgradeable_stream: an io_context that goes away with operations pending leaks nothing", "",
+                   with_ssl_stream, with_tls_stream)
 {
     std::array<char, 16> bytes;
     outcome read, upgraded;
@@ -159,8 +164,8 @@ TEST_CASE("upgradeable_stream: an io_context that goes away with operations pend
         asio::io_context io;
         auto [first_socket, first_raw] = connect(io.get_executor());
         auto [second_socket, second_raw] = connect(io.get_executor());
-        tcp_stream first(std::move(first_socket), options_of(tls_role::client));
-        tcp_stream second(std::move(second_socket));
+        tcp_stream<TestType> first(std::move(first_socket), options_of(tls_role::client));
+        tcp_stream<TestType> second(std::move(second_socket));
         first.async_start_tls({}, into(upgraded));
         second.async_read_some(asio::buffer(bytes), into(read));
         io.poll();
@@ -212,55 +217,58 @@ void ping(asio::io_context& io, Stream client, Stream server)
 
 } // namespace
 
-TEST_CASE("upgradeable_stream: the socket may be a tcp::socket")
+TEMPLATE_TEST_CASE("upgradeable_stream: the socket may be a tcp::socket", "", with_ssl_stream, with_tls_stream)
 {
     asio::io_context io;
     auto [left, right] = test::tcp_pair(io.get_executor());
-    ping(io, tcp_stream(std::move(left), options_of(tls_role::client)),
-         tcp_stream(std::move(right), options_of(tls_role::server)));
+    ping(io, tcp_stream<TestType>(std::move(left), options_of(tls_role::client)),
+         tcp_stream<TestType>(std::move(right), options_of(tls_role::server)));
 }
 
-TEST_CASE("upgradeable_stream: the socket may be a local::stream_protocol::socket")
+TEMPLATE_TEST_CASE("upgradeable_stream: the socket may be a local::stream_protocol::socket", "", with_ssl_stream,
+                   with_tls_stream)
 {
     asio::io_context io;
     auto [left, right] = test::local_pair(io.get_executor());
-    using stream = us::upgradeable_stream<asio::local::stream_protocol::socket>;
+    using stream = stream_over<TestType, asio::local::stream_protocol::socket>;
     ping(io, stream(std::move(left), options_of(tls_role::client)),
          stream(std::move(right), options_of(tls_role::server)));
 }
 
-TEST_CASE("upgradeable_stream: the socket may have a concrete executor")
+TEMPLATE_TEST_CASE("upgradeable_stream: the socket may have a concrete executor", "", with_ssl_stream, with_tls_stream)
 {
     asio::io_context io;
     using executor = asio::io_context::executor_type;
     auto [left, right] = test::tcp_pair<executor>(io.get_executor());
-    using stream = us::upgradeable_stream<asio::basic_stream_socket<tcp, executor>>;
+    using stream = stream_over<TestType, asio::basic_stream_socket<tcp, executor>>;
     ping(io, stream(std::move(left), options_of(tls_role::client)),
          stream(std::move(right), options_of(tls_role::server)));
 }
 
-TEST_CASE("upgradeable_stream: the socket's executor may be a strand, on which all intermediate work is done")
+TEMPLATE_TEST_CASE("upgradeable_stream: the socket's executor may be a strand, on which all intermediate work is done",
+                   "", with_ssl_stream, with_tls_stream)
 {
     asio::io_context io;
     using executor = asio::strand<asio::io_context::executor_type>;
     auto [left, right] = test::tcp_pair<executor>(asio::make_strand(io));
-    using stream = us::upgradeable_stream<asio::basic_stream_socket<tcp, executor>>;
+    using stream = stream_over<TestType, asio::basic_stream_socket<tcp, executor>>;
     ping(io, stream(std::move(left), options_of(tls_role::client)),
          stream(std::move(right), options_of(tls_role::server)));
 }
 
-TEST_CASE("upgradeable_stream: the socket may be an upgradeable_stream, for TLS within TLS")
+TEMPLATE_TEST_CASE("upgradeable_stream: the socket may be an upgradeable_stream, for TLS within TLS", "",
+                   with_ssl_stream, with_tls_stream)
 {
     asio::io_context io;
     auto [left, right] = test::tcp_pair(io.get_executor());
-    tcp_stream client(std::move(left), options_of(tls_role::client));
-    tcp_stream server(std::move(right), options_of(tls_role::server));
+    tcp_stream<TestType> client(std::move(left), options_of(tls_role::client));
+    tcp_stream<TestType> server(std::move(right), options_of(tls_role::server));
     outcome client_done, server_done;
     client.async_start_tls({}, into(client_done));
     server.async_start_tls({}, into(server_done));
     io.run();
     REQUIRE((!client_done.error && !server_done.error));
-    using stream = us::upgradeable_stream<tcp_stream>;
+    using stream = stream_over<TestType, tcp_stream<TestType>>;
     ping(io, stream(std::move(client), options_of(tls_role::client)),
          stream(std::move(server), options_of(tls_role::server)));
 }
@@ -345,6 +353,7 @@ namespace
 {
 
 /// What the upgrade of a client to `name` gives when the server has a certificate for these names.
+template <typename Layer>
 std::optional<us::tls_error> verify(const std::string& name, const test::issued& certificate,
                                     std::optional<std::string>* sni = nullptr)
 {
@@ -373,7 +382,7 @@ std::optional<us::tls_error> verify(const std::string& name, const test::issued&
                              });
             std::optional<us::tls_error> result;
             {
-                tcp_stream stream(std::move(socket), {.ssl = &test::client_context(), .server_hostname = name});
+                tcp_stream<Layer> stream(std::move(socket), {.ssl = &test::client_context(), .server_hostname = name});
                 try
                 {
                     co_await stream.start_tls();
@@ -399,19 +408,21 @@ test::issued certificate_for(const std::vector<std::string>& dns_names, const st
 
 } // namespace
 
-TEST_CASE("start_tls: a server's DNS names and IP addresses are accepted, in each form of the name asked for")
+TEMPLATE_TEST_CASE("start_tls: a server's DNS names and IP addresses are accepted, in each form of the name asked for",
+                   "", with_ssl_stream, with_tls_stream)
 {
     const auto certificate = certificate_for({"host.test", "*.wild.test", "xn--bcher-kva.test"}, {"127.0.0.1", "::1"});
     for (const char* name : {"host.test", "HOST.test", "host.test.", "a.wild.test", "xn--bcher-kva.test", "127.0.0.1",
                              "::1", "[::1]", "0:0:0:0:0:0:0:1"})
     {
         CAPTURE(name);
-        const auto error = verify(name, certificate);
+        const auto error = verify<TestType>(name, certificate);
         CHECK(!error);
     }
 }
 
-TEST_CASE("start_tls: names that a certificate is not for are refused, and tls_error says which and why")
+TEMPLATE_TEST_CASE("start_tls: names that a certificate is not for are refused, and tls_error says which and why", "",
+                   with_ssl_stream, with_tls_stream)
 {
     const auto certificate =
         certificate_for({"host.test", "*.wild.test", "f*.partial.test", "10.0.0.1", "nul.test\0.evil.test"s},
@@ -420,7 +431,7 @@ TEST_CASE("start_tls: names that a certificate is not for are refused, and tls_e
                              "foo.partial.test", "nul.test"})
     {
         CAPTURE(name);
-        const auto error = verify(name, certificate);
+        const auto error = verify<TestType>(name, certificate);
         REQUIRE(error);
         CHECK(error->verify_result() == X509_V_ERR_HOSTNAME_MISMATCH);
         CHECK(error->code().category() == asio::error::get_ssl_category());
@@ -431,24 +442,25 @@ TEST_CASE("start_tls: names that a certificate is not for are refused, and tls_e
     for (const char* name : {"127.0.0.2", "10.0.0.1", "::2", "[::2]", "::ffff:127.0.0.1"})
     {
         CAPTURE(name);
-        const auto error = verify(name, certificate);
+        const auto error = verify<TestType>(name, certificate);
         REQUIRE(error);
         CHECK(error->verify_result() == X509_V_ERR_IP_ADDRESS_MISMATCH);
     }
 }
 
-TEST_CASE("start_tls: an expired, a future or an untrusted certificate is refused, and tls_error says which")
+TEMPLATE_TEST_CASE("start_tls: an expired, a future or an untrusted certificate is refused, and tls_error says which",
+                   "", with_ssl_stream, with_tls_stream)
 {
     using std::chrono::days;
     const auto verify_request = [](test::certificate_authority& issuer, days from, days until, bool client_auth = false,
                                    bool by_intermediate = false)
     {
-        return verify("host.test", issuer.issue({.common_name = "test",
-                                                 .dns_names = {"host.test"},
-                                                 .valid_from = from,
-                                                 .valid_until = until,
-                                                 .client_auth = client_auth,
-                                                 .by_intermediate = by_intermediate}));
+        return verify<TestType>("host.test", issuer.issue({.common_name = "test",
+                                                           .dns_names = {"host.test"},
+                                                           .valid_from = from,
+                                                           .valid_until = until,
+                                                           .client_auth = client_auth,
+                                                           .by_intermediate = by_intermediate}));
     };
     auto error = verify_request(test::authority(), days(-3), days(-1));
     REQUIRE(error);
@@ -472,24 +484,27 @@ TEST_CASE("start_tls: an expired, a future or an untrusted certificate is refuse
     CHECK(!error);
 }
 
-TEST_CASE("start_tls: SNI is sent for names, without the trailing dot, and never for IP addresses")
+TEMPLATE_TEST_CASE("start_tls: SNI is sent for names, without the trailing dot, and never for IP addresses", "",
+                   with_ssl_stream, with_tls_stream)
 {
     const auto certificate = certificate_for({"host.test"}, {"127.0.0.1", "::1"});
     std::optional<std::string> sni;
     for (const char* name : {"host.test", "host.test."})
     {
-        verify(name, certificate, &sni);
+        verify<TestType>(name, certificate, &sni);
         CHECK(sni == "host.test");
     }
     for (const char* address : {"127.0.0.1", "127.0.0.1.", "::1", "[::1]", "::1%lo"})
     {
         CAPTURE(address);
-        verify(address, certificate, &sni);
+        verify<TestType>(address, certificate, &sni);
         CHECK(!sni);
     }
 }
 
-TEST_CASE("start_tls: names that OpenSSL would match too liberally are std::invalid_argument, before a byte is sent")
+TEMPLATE_TEST_CASE(
+    "start_tls: names that OpenSSL would match too liberally are std::invalid_argument, before a byte is sent", "",
+    with_ssl_stream, with_tls_stream)
 {
     const auto name = GENERATE("."s, ".host.test"s, "*"s, "*.host.test"s, "h*st.test"s, "host\0.test"s, "localhost\0"s,
                                "127.0.0.1\0"s,
@@ -501,11 +516,11 @@ TEST_CASE("start_tls: names that OpenSSL would match too liberally are std::inva
         [&]() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
-            tcp_stream stream(std::move(socket), {.ssl = &test::client_context()});
+            tcp_stream<TestType> stream(std::move(socket), {.ssl = &test::client_context()});
             outcome result;
             CHECK_THROWS_AS(stream.start_tls({.server_hostname = name}), std::invalid_argument);
             CHECK_THROWS_AS(stream.async_start_tls({.server_hostname = name}, into(result)), std::invalid_argument);
-            CHECK_THROWS_AS(tcp_stream(tcp::socket(stream.get_executor()), {.server_hostname = name}),
+            CHECK_THROWS_AS(tcp_stream<TestType>(tcp::socket(stream.get_executor()), {.server_hostname = name}),
                             std::invalid_argument);
             co_await write(stream, "plain\n");
             const std::string first_sent = raw.recv_line();
@@ -514,7 +529,8 @@ TEST_CASE("start_tls: names that OpenSSL would match too liberally are std::inva
         });
 }
 
-TEST_CASE("start_tls: a client that verifies needs a server_hostname, one that does not verify needs none")
+TEMPLATE_TEST_CASE("start_tls: a client that verifies needs a server_hostname, one that does not verify needs none", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -528,7 +544,7 @@ TEST_CASE("start_tls: a client that verifies needs a server_hostname, one that d
                                  p.tls_shutdown();
                              });
             auto trusting = us::create_client_context({.verify_peer = false});
-            tcp_stream stream(std::move(socket), {.ssl = &test::client_context()});
+            tcp_stream<TestType> stream(std::move(socket), {.ssl = &test::client_context()});
             CHECK_THROWS_AS(stream.start_tls(), std::invalid_argument);
             CHECK_THROWS_AS(stream.start_tls({.server_hostname = ""}), std::invalid_argument);
             co_await stream.start_tls({.ssl = &trusting});
@@ -538,8 +554,9 @@ TEST_CASE("start_tls: a client that verifies needs a server_hostname, one that d
         });
 }
 
-TEST_CASE(
-    "start_tls: a client that does not verify accepts any certificate, and the session tells why it was not trusted")
+TEMPLATE_TEST_CASE(
+    "start_tls: a client that does not verify accepts any certificate, and the session tells why it was not trusted",
+    "", with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -557,7 +574,7 @@ TEST_CASE(
                                  p.tls_shutdown();
                              });
             auto trusting = us::create_client_context({.verify_peer = false});
-            tcp_stream stream(std::move(socket), {.ssl = &trusting, .server_hostname = "host.test"});
+            tcp_stream<TestType> stream(std::move(socket), {.ssl = &trusting, .server_hostname = "host.test"});
             co_await stream.start_tls();
             const auto session = stream.session();
             REQUIRE(session->peer_certificate);
@@ -568,7 +585,8 @@ TEST_CASE(
         });
 }
 
-TEST_CASE("start_tls: in TLS 1.3 a client whose certificate is refused learns it at its first read")
+TEMPLATE_TEST_CASE("start_tls: in TLS 1.3 a client whose certificate is refused learns it at its first read", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -589,7 +607,7 @@ TEST_CASE("start_tls: in TLS 1.3 a client whose certificate is refused learns it
                                      hold_open(p);
                                  }
                              });
-            std::optional<tcp_stream> stream(std::in_place, std::move(socket), options_of(tls_role::client));
+            std::optional<tcp_stream<TestType>> stream(std::in_place, std::move(socket), options_of(tls_role::client));
             co_await stream->start_tls();
             const std::error_code error = co_await read_error(*stream);
             CHECK(error.category() == asio::error::get_ssl_category());
@@ -603,7 +621,8 @@ TEST_CASE("start_tls: in TLS 1.3 a client whose certificate is refused learns it
 
 // The wire
 
-TEST_CASE("start_tls: after STARTTLS nothing but TLS records is on the wire, in either direction")
+TEMPLATE_TEST_CASE("start_tls: after STARTTLS nothing but TLS records is on the wire, in either direction", "",
+                   with_ssl_stream, with_tls_stream)
 {
     const auto split = GENERATE(std::size_t(0), std::size_t(1), std::size_t(64));
     test::run(
@@ -615,8 +634,8 @@ TEST_CASE("start_tls: after STARTTLS nothing but TLS records is on the wire, in 
             tcp::socket left(executor);
             co_await left.async_connect(tap.endpoint(), use_awaitable);
             tcp::socket right = co_await acceptor.async_accept(use_awaitable);
-            tcp_stream client(std::move(left), options_of(tls_role::client));
-            tcp_stream server(std::move(right), options_of(tls_role::server));
+            tcp_stream<TestType> client(std::move(left), options_of(tls_role::client));
+            tcp_stream<TestType> server(std::move(right), options_of(tls_role::server));
             const auto serving =
                 test::spawn(executor,
                             [&]() -> asio::awaitable<void>
@@ -651,45 +670,6 @@ TEST_CASE("start_tls: after STARTTLS nothing but TLS records is on the wire, in 
 namespace
 {
 
-/// Sends pattern 1 in pieces of uneven size, and checks that pattern 2 comes in, both at once.
-template <typename Stream>
-asio::awaitable<void> talk(Stream& stream, std::uint64_t size)
-{
-    const auto executor = co_await asio::this_coro::executor;
-    const auto writing = test::spawn(executor,
-                                     [&]() -> asio::awaitable<void>
-                                     {
-                                         std::size_t next = 1;
-                                         for (std::uint64_t sent = 0; sent < size;)
-                                         {
-                                             next = next * 7 % 40'009;
-                                             const auto n = std::size_t(std::min<std::uint64_t>(next, size - sent));
-                                             co_await write(stream, test::pattern(1).bytes(sent, n));
-                                             sent += n;
-                                         }
-                                     });
-    std::vector<char> buffer(30'000);
-    for (std::uint64_t received = 0; received < size;)
-    {
-        const std::size_t n = co_await stream.async_read_some(asio::buffer(buffer), use_awaitable);
-        if (test::pattern(2).check(received, std::span(buffer.data(), n)))
-            throw test::failure("wrong bytes near offset " + std::to_string(received));
-        received += n;
-    }
-    co_await writing.join();
-}
-
-test::duplex_plan plan_of(std::uint64_t size, std::size_t key_update_every, bool request)
-{
-    test::duplex_plan plan;
-    plan.bytes_to_send = plan.bytes_to_receive = size;
-    plan.sent = test::pattern(2);
-    plan.received = test::pattern(1);
-    plan.key_update_every = key_update_every;
-    plan.request_peer = request;
-    return plan;
-}
-
 /// How much can be sent with each chunk size in a time that a test may take.
 std::uint64_t volume(std::size_t chunk)
 {
@@ -699,7 +679,9 @@ std::uint64_t volume(std::size_t chunk)
 
 } // namespace
 
-TEST_CASE("upgradeable_stream: KeyUpdates in the middle of transfers in both directions lose and corrupt nothing")
+TEMPLATE_TEST_CASE(
+    "upgradeable_stream: KeyUpdates in the middle of transfers in both directions lose and corrupt nothing", "",
+    with_ssl_stream, with_tls_stream)
 {
     const auto role = GENERATE(tls_role::client, tls_role::server);
     const auto chunk = GENERATE(from_range(test::chunk_sizes));
@@ -725,7 +707,7 @@ TEST_CASE("upgradeable_stream: KeyUpdates in the middle of transfers in both dir
                                  return result;
                              });
             {
-                chunked_stream stream(test::chunked_stream(std::move(socket), chunk), options_of(role));
+                chunked_stream<TestType> stream(test::chunked_stream(std::move(socket), chunk), options_of(role));
                 co_await stream.start_tls();
                 co_await talk(stream, size);
                 co_await shut_down(stream);
@@ -739,8 +721,9 @@ TEST_CASE("upgradeable_stream: KeyUpdates in the middle of transfers in both dir
         });
 }
 
-TEST_CASE(
-    "upgradeable_stream: a KeyUpdate that is answered while a write is stuck does not let the write succeed unsent")
+TEMPLATE_TEST_CASE(
+    "upgradeable_stream: a KeyUpdate that is answered while a write is stuck does not let the write succeed unsent", "",
+    with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -760,7 +743,8 @@ TEST_CASE(
                                  p.tls_shutdown();
                                  return whole && line == "last\n";
                              });
-            chunked_stream stream(test::chunked_stream(std::move(socket), 50'000), options_of(tls_role::client));
+            chunked_stream<TestType> stream(test::chunked_stream(std::move(socket), 50'000),
+                                            options_of(tls_role::client));
             co_await stream.start_tls();
             outcome written;
             asio::async_write(stream, asio::buffer(flood()), into(written));
@@ -778,7 +762,9 @@ TEST_CASE(
         });
 }
 
-TEST_CASE("upgradeable_stream: large transfers in both directions at once are whole over TLS 1.2 and in plain text")
+TEMPLATE_TEST_CASE(
+    "upgradeable_stream: large transfers in both directions at once are whole over TLS 1.2 and in plain text", "",
+    with_ssl_stream, with_tls_stream)
 {
     const bool encrypted = GENERATE(false, true);
     const auto chunk = GENERATE(from_range(test::chunk_sizes));
@@ -808,7 +794,8 @@ TEST_CASE("upgradeable_stream: large transfers in both directions at once are wh
                                  return result.ok();
                              });
             {
-                chunked_stream stream(test::chunked_stream(std::move(socket), chunk), options_of(tls_role::client));
+                chunked_stream<TestType> stream(test::chunked_stream(std::move(socket), chunk),
+                                                options_of(tls_role::client));
                 if (encrypted)
                     co_await stream.start_tls();
                 co_await talk(stream, size);

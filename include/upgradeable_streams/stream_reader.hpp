@@ -8,12 +8,14 @@
 #include <upgradeable_streams/string_list.hpp>
 
 #include <asio/awaitable.hpp>
+#include <asio/buffer.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <limits>
 #include <memory>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -56,6 +58,13 @@ public:
     ///
     /// Returns: empty at the end of the stream, and for a size of 0.
     asio::awaitable<std::string> read(std::size_t size = until_eof) { return read(handle_, size); }
+
+    /// Reads at least 1 and at most `memory.size()` bytes into memory of the caller's, without a copy between.
+    ///
+    /// Returns: how many; 0 at the end of the stream, and for no memory.
+    ///
+    /// Lifetime: the memory must live until the operation has completed.
+    asio::awaitable<std::size_t> readinto(std::span<char> memory) { return readinto(handle_, memory); }
 
     /// Reads exactly `size` bytes; not bounded by the limit.
     ///
@@ -153,6 +162,7 @@ private:
     explicit stream_reader(shared_handle handle) : handle_(std::move(handle)) {}
 
     static asio::awaitable<std::string> read(shared_handle handle, std::size_t size);
+    static asio::awaitable<std::size_t> readinto(shared_handle handle, std::span<char> memory);
     static asio::awaitable<std::string> readexactly(shared_handle handle, std::size_t size);
 
     template <typename Separators>
@@ -166,8 +176,31 @@ inline asio::awaitable<std::string> stream_reader::read(shared_handle handle, st
     detail::connection& c = **handle;
     const detail::connection::read_guard guard(c, handle->epoch());
     while (size > 0 && !c.eof() && (size == until_eof || c.received().empty()))
-        co_await c.receive();
+        if (!c.receive_now())
+        {
+            const detail::read_result result = co_await c.wait_to_receive();
+            c.receive(result);
+        }
     co_return c.take(size);
+}
+
+inline asio::awaitable<std::size_t> stream_reader::readinto(shared_handle handle, std::span<char> memory)
+{
+    detail::connection& c = **handle;
+    const detail::connection::read_guard guard(c, handle->epoch());
+    while (!memory.empty() && c.received().empty() && !c.eof())
+    {
+        const std::size_t size = c.read_now(asio::buffer(memory.data(), memory.size()));
+        if (size > 0)
+            co_return size;
+        if (c.eof())
+            break;
+        const detail::read_result result = co_await c.wait_to_receive();
+        c.receive(result);
+    }
+    const std::size_t size = c.received().copy(memory.data(), memory.size());
+    c.discard(size);
+    co_return size;
 }
 
 inline asio::awaitable<std::string> stream_reader::readexactly(shared_handle handle, std::size_t size)
@@ -178,7 +211,10 @@ inline asio::awaitable<std::string> stream_reader::readexactly(shared_handle han
     {
         if (c.eof())
             throw incomplete_read_error(c.take(size), size);
-        co_await c.receive();
+        if (c.receive_now())
+            continue;
+        const detail::read_result result = co_await c.wait_to_receive();
+        c.receive(result);
     }
     co_return c.take(size);
 }
@@ -188,6 +224,8 @@ asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Sep
 {
     detail::connection& c = **handle;
     const detail::connection::read_guard guard(c, handle->epoch());
+    if (!c.has_turn())
+        co_await c.wait_for_turn();
     const std::size_t limit = c.limit();
     std::size_t from = 0;
     for (;;)
@@ -210,7 +248,10 @@ asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Sep
                 co_return partial;
             throw incomplete_read_error(std::move(partial), std::nullopt);
         }
-        co_await c.receive();
+        if (c.receive_now())
+            continue;
+        const detail::read_result result = co_await c.wait_to_receive();
+        c.receive(result);
     }
 }
 

@@ -194,7 +194,8 @@ public:
     }
 
 private:
-    friend detail::stream_connection<Socket>;
+    template <typename>
+    friend class detail::stream_connection;
 
     upgradeable_stream(Socket socket, detail::tls_settings settings)
         : state_(std::make_shared<state>(std::move(socket), std::move(settings)))

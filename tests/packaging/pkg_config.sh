@@ -12,5 +12,5 @@ export PKG_CONFIG_PATH
 flags=$(pkg-config --cflags --libs upgradeable_streams)
 set -x
 # shellcheck disable=SC2086
-"$compiler" -std=c++20 -Wall -Wextra -Werror "$source" $flags -o "$executable"
+"$compiler" -std=c++20 -O1 -Wall -Wextra -Werror "$source" $flags -o "$executable"
 "$executable"

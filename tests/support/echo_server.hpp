@@ -3,6 +3,7 @@
 
 #include "contexts.hpp"
 #include "socket_pair.hpp"
+#include "stream_connection.hpp"
 
 #include <upgradeable_streams/open_connection.hpp>
 #include <upgradeable_streams/start_server.hpp>
@@ -18,7 +19,6 @@
 #include <mutex>
 #include <string>
 #include <system_error>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -26,20 +26,7 @@ namespace test
 {
 
 /// A handler that sends each line back, upgrades the connection at STARTTLS, and returns at the end.
-inline asio::awaitable<void> echo(upgradeable_streams::stream_reader reader, upgradeable_streams::stream_writer writer)
-{
-    for (;;)
-    {
-        const std::string line = co_await reader.readline();
-        if (line.empty())
-            co_return;
-        if (line == "STARTTLS\n")
-            std::tie(reader, writer) = co_await writer.start_tls();
-        else
-            writer.write(line);
-        co_await writer.drain();
-    }
-}
+asio::awaitable<void> echo(upgradeable_streams::stream_reader reader, upgradeable_streams::stream_writer writer);
 
 /// What a server reported to its error handler, which is a copy of this. Safe to use from several threads.
 class error_log
@@ -108,20 +95,9 @@ inline asio::ip::tcp::endpoint endpoint_of(const upgradeable_streams::server& se
 }
 
 /// What a server answers to one line in plain text.
-inline asio::awaitable<std::string> ask(std::string host, std::uint16_t port, std::string line)
-{
-    auto [reader, writer] = co_await upgradeable_streams::open_connection(host, port);
-    writer.write(line);
-    std::string answer = co_await reader.readline();
-    writer.close();
-    co_await writer.wait_closed();
-    co_return answer;
-}
+asio::awaitable<std::string> ask(std::string host, std::uint16_t port, std::string line);
 
-inline asio::awaitable<std::string> ask(const upgradeable_streams::server& server, std::string line)
-{
-    return ask("127.0.0.1", server.sockets().front().port, std::move(line));
-}
+asio::awaitable<std::string> ask(const upgradeable_streams::server& server, std::string line);
 
 } // namespace test
 

@@ -23,6 +23,12 @@ inline std::vector<named_operation> reads_of(upgradeable_streams::stream_reader&
     return {
         {"read", [&]() -> awaitable<void> { co_await reader.read(1); }},
         {"read to the end", [&]() -> awaitable<void> { co_await reader.read(); }},
+        {"readinto",
+         [&]() -> awaitable<void>
+         {
+             static char memory[1];
+             co_await reader.readinto(memory);
+         }},
         {"readline", [&]() -> awaitable<void> { co_await reader.readline(); }},
         {"readexactly", [&]() -> awaitable<void> { co_await reader.readexactly(1); }},
         {"readuntil", [&]() -> awaitable<void> { co_await reader.readuntil("x"); }},
@@ -36,6 +42,8 @@ inline std::vector<named_operation> operations_of(upgradeable_streams::stream_re
     using asio::awaitable;
     std::vector<named_operation> operations = reads_of(reader);
     operations.insert(operations.end(), {{"read nothing", [&]() -> awaitable<void> { co_await reader.read(0); }},
+                                         {"readinto nothing",
+                                          [&]() -> awaitable<void> { co_await reader.readinto({}); }},
                                          {"write",
                                           [&]() -> awaitable<void>
                                           {

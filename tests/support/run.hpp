@@ -155,12 +155,7 @@ asio::awaitable<void> eventually(Predicate predicate)
 }
 
 /// Lets everything else that is ready run, so many times: a coroutine spawned before has then come to its first wait.
-inline asio::awaitable<void> turns(int count = 10)
-{
-    const auto executor = co_await asio::this_coro::executor;
-    for (int i = 0; i < count; ++i)
-        co_await asio::post(executor, asio::use_awaitable);
-}
+asio::awaitable<void> turns(int count = 10);
 
 /// Waits for what a thread computes (`run_in_thread`), without blocking this one.
 template <typename T>

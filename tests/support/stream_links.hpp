@@ -8,6 +8,7 @@
 #include "raw_peer.hpp"
 #include "run.hpp"
 #include "socket_pair.hpp"
+#include "stream_connection.hpp"
 #include "thread.hpp"
 #include "wire_tap.hpp"
 
@@ -54,10 +55,10 @@ struct raw_link
     }
 };
 
-/// Connects a pair with a raw peer, through a stream that cuts what passes to `chunk` bytes; with a context and
-/// not `upgradeable`, both are in TLS then.
-inline asio::awaitable<raw_link> link_with_raw_peer(upgradeable_streams::connection_options options = {},
-                                                    std::size_t chunk = 0)
+/// Connects a pair with a raw peer, through what `wrap` makes of the socket; with a context and not `upgradeable`, both
+/// are in TLS then.
+template <typename Wrap>
+asio::awaitable<raw_link> link_of(upgradeable_streams::connection_options options, Wrap wrap)
 {
     const auto executor = co_await asio::this_coro::executor;
     auto sockets = tcp_pair(executor);
@@ -71,12 +72,25 @@ inline asio::awaitable<raw_link> link_with_raw_peer(upgradeable_streams::connect
         handshake =
             run_in_thread([&peer, is_client]
                           { is_client ? peer.tls_accept(localhost_server()) : peer.tls_connect(localhost_client()); });
-    auto pair = co_await upgradeable_streams::open_connection(
-        chunked_stream<asio::ip::tcp::socket>(std::move(sockets.first), chunk), options);
+    auto pair = co_await upgradeable_streams::open_connection(wrap(std::move(sockets.first)), options);
     if (tls)
         co_await joined(std::move(handshake));
     raw_link made{std::move(pair.first), std::move(pair.second), std::move(peer)};
     co_return made;
+}
+
+/// Through a stream that cuts what passes to `chunk` bytes.
+inline asio::awaitable<raw_link> link_with_raw_peer(upgradeable_streams::connection_options options = {},
+                                                    std::size_t chunk = 0)
+{
+    return link_of(options, [chunk](asio::ip::tcp::socket socket)
+                   { return chunked_stream<asio::ip::tcp::socket>(std::move(socket), chunk); });
+}
+
+/// Over Asio's socket and nothing else.
+inline asio::awaitable<raw_link> link_over_socket(upgradeable_streams::connection_options options = {})
+{
+    return link_of(options, [](asio::ip::tcp::socket socket) { return socket; });
 }
 
 /// Both ends of a connection under test.

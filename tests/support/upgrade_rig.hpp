@@ -1,6 +1,7 @@
 #ifndef TEST_SUPPORT_UPGRADE_RIG_HPP
 #define TEST_SUPPORT_UPGRADE_RIG_HPP
 
+#include <upgradeable_streams/tls_stream.hpp>
 #include <upgradeable_streams/upgradeable_stream.hpp>
 
 #include "catch.hpp"
@@ -24,6 +25,7 @@
 #include <asio/local/stream_protocol.hpp>
 #include <asio/read.hpp>
 #include <asio/read_until.hpp>
+#include <asio/ssl/stream.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/strand.hpp>
 #include <asio/use_awaitable.hpp>
@@ -79,8 +81,27 @@ using asio::experimental::as_tuple;
 using asio::experimental::deferred;
 #endif
 
-using tcp_stream = us::upgradeable_stream<tcp::socket>;
-using chunked_stream = us::upgradeable_stream<test::chunked_stream<tcp::socket>>;
+/// For `TEMPLATE_TEST_CASE`: the TLS layers that an upgradeable_stream may have.
+struct with_ssl_stream
+{
+    template <typename NextLayer>
+    using type = asio::ssl::stream<NextLayer>;
+};
+
+struct with_tls_stream
+{
+    template <typename NextLayer>
+    using type = us::tls_stream<NextLayer>;
+};
+
+template <typename Layer, typename Socket>
+using stream_over = us::upgradeable_stream<Socket, Layer::template type>;
+
+template <typename Layer>
+using tcp_stream = stream_over<Layer, tcp::socket>;
+
+template <typename Layer>
+using chunked_stream = stream_over<Layer, test::chunked_stream<tcp::socket>>;
 
 /// What a stream of this role needs to come to terms with `handshake` at the other end.
 inline us::tls_options options_of(tls_role role)
@@ -256,7 +277,8 @@ inline bool is_writable(int descriptor)
 }
 
 /// Waits until the operation that writes stands still, because nobody reads at the other end.
-inline asio::awaitable<void> stuck(chunked_stream& stream)
+template <typename Stream>
+asio::awaitable<void> stuck(Stream& stream)
 {
     std::size_t before = 0;
     co_await test::eventually(
@@ -267,10 +289,49 @@ inline asio::awaitable<void> stuck(chunked_stream& stream)
         });
 }
 
-const std::string& flood()
+inline const std::string& flood()
 {
     static const std::string bytes = test::pattern(7).bytes(0, 32 << 20);
     return bytes;
+}
+
+/// Sends pattern 1 in pieces of uneven size, and checks that pattern 2 comes in, both at once.
+template <typename Stream>
+asio::awaitable<void> talk(Stream& stream, std::uint64_t size)
+{
+    const auto executor = co_await asio::this_coro::executor;
+    const auto writing = test::spawn(executor,
+                                     [&]() -> asio::awaitable<void>
+                                     {
+                                         std::size_t next = 1;
+                                         for (std::uint64_t sent = 0; sent < size;)
+                                         {
+                                             next = next * 7 % 40'009;
+                                             const auto n = std::size_t(std::min<std::uint64_t>(next, size - sent));
+                                             co_await write(stream, test::pattern(1).bytes(sent, n));
+                                             sent += n;
+                                         }
+                                     });
+    std::vector<char> buffer(30'000);
+    for (std::uint64_t received = 0; received < size;)
+    {
+        const std::size_t n = co_await stream.async_read_some(asio::buffer(buffer), use_awaitable);
+        if (test::pattern(2).check(received, std::span(buffer.data(), n)))
+            throw test::failure("wrong bytes near offset " + std::to_string(received));
+        received += n;
+    }
+    co_await writing.join();
+}
+
+inline test::duplex_plan plan_of(std::uint64_t size, std::size_t key_update_every, bool request)
+{
+    test::duplex_plan plan;
+    plan.bytes_to_send = plan.bytes_to_receive = size;
+    plan.sent = test::pattern(2);
+    plan.received = test::pattern(1);
+    plan.key_update_every = key_update_every;
+    plan.request_peer = request;
+    return plan;
 }
 
 } // namespace test::rig

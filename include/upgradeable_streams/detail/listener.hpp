@@ -146,7 +146,7 @@ private:
         }
 
         /// Throws errc::connection_closed when the server has closed its clients.
-        void set(const std::shared_ptr<connection>& c)
+        void set(const std::shared_ptr<connection>& c) const
         {
             const std::lock_guard lock(listener_->mutex_);
             throw_if(self_->closed_by_server, errc::connection_closed);
@@ -177,7 +177,8 @@ private:
 
     bool start_session(any_socket socket);
     static asio::awaitable<void> accept_loop(std::shared_ptr<listener> self, std::shared_ptr<bound_socket> bound);
-    static asio::awaitable<void> session(std::shared_ptr<listener> self, any_socket socket, place p);
+    std::shared_ptr<connection> adopt(any_socket socket, const place& p);
+    static asio::awaitable<void> session(std::shared_ptr<listener> self, std::shared_ptr<connection> c, place p);
 
     asio::any_io_executor executor_;
     asio::any_io_executor strand_;
@@ -476,9 +477,8 @@ inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> sel
         }
         if (!accepted)
         {
-            const asio::any_io_executor executor = asio::make_strand(self->executor_);
-            accepted.emplace(
-                co_await bound->acceptor.async_accept(executor, asio::redirect_error(asio::use_awaitable, error)));
+            accepted.emplace(co_await bound->acceptor.async_accept(
+                self->executor_, asio::redirect_error(asio::use_awaitable, error)));
             if (!error)
                 continue;
             accepted.reset();
@@ -501,8 +501,10 @@ inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> sel
 inline bool listener::start_session(any_socket socket)
 try
 {
-    const auto executor = socket.get_executor();
-    asio::co_spawn(executor, session(shared_from_this(), std::move(socket), place(shared_from_this())), asio::detached);
+    place own(shared_from_this());
+    auto c = adopt(std::move(socket), own);
+    const auto executor = c->get_executor();
+    asio::co_spawn(executor, session(shared_from_this(), std::move(c), std::move(own)), asio::detached);
     return true;
 }
 catch (const std::bad_alloc&)
@@ -514,31 +516,32 @@ catch (const std::system_error&) // the server is closed
     return true;
 }
 
-inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, any_socket socket, place p)
+inline std::shared_ptr<connection> listener::adopt(any_socket socket, const place& p)
 {
-    socket_address peer;
-    std::shared_ptr<connection> c;
+    asio::error_code ignored;
+    if (settings_.keep_alive)
+        socket.set_option(asio::socket_base::keep_alive(true), ignored);
+    connection_settings settings = settings_of_connection();
+    settings.strand = std::make_shared<strand>(executor_);
+    auto c = std::make_shared<stream_connection<any_socket>>(std::move(socket), settings);
+    p.set(c);
+    return c;
+}
+
+inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, std::shared_ptr<connection> c, place p)
+{
     try
     {
-        asio::error_code ignored;
-        if (self->settings_.keep_alive)
-            socket.set_option(asio::socket_base::keep_alive(true), ignored);
-        const connection_settings settings = self->settings_of_connection();
-        c = std::make_shared<stream_connection<any_socket>>(std::move(socket), settings);
-        p.set(c);
-        peer = c->peername().value_or(socket_address());
         if (self->settings_.tls_at_once)
-            co_await c->upgrade(std::make_unique<upgrade_request>(settings.tls, tls_options{}, true));
+            co_await c->upgrade(std::make_unique<upgrade_request>(c->settings(), tls_options{}, true));
         auto [reader, writer] = make_handles(c, c->epoch());
         co_await self->settings_.handler(std::move(reader), std::move(writer));
     }
     catch (...)
     {
         if (!p.closed_by_server())
-            self->report(std::current_exception(), peer);
+            self->report(std::current_exception(), c->peername().value_or(socket_address()));
     }
-    if (!c)
-        co_return;
     c->close();
     co_await c->wait_closed();
 }

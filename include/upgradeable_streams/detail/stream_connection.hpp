@@ -5,18 +5,21 @@
 
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/socket_address.hpp>
+#include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/tls.hpp>
+#include <upgradeable_streams/tls_stream.hpp>
 #include <upgradeable_streams/upgradeable_stream.hpp>
 
 #include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>
+#include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/redirect_error.hpp>
 #include <asio/socket_base.hpp>
 #include <asio/use_awaitable.hpp>
-#include <asio/write.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <optional>
@@ -53,16 +56,77 @@ public:
     }
 
 private:
-    void async_read_some(asio::mutable_buffer buffer, read_handler handler) override
+    std::size_t read_some(asio::mutable_buffer buffer, asio::error_code& error) override
     {
-        stream_.async_read_some(buffer, std::move(handler));
+        const auto& state = stream_.state_;
+        std::size_t size = 0;
+        if (!state->plain())
+        {
+            size = state->read_now(buffer, error, get_executor());
+            is_dry_ = !error && !state->tls()->core().engine.has_input();
+            return size;
+        }
+        error = asio::error::would_block;
+        if constexpr (is_socket<Socket>)
+            size = receive_at_once(stream_.next_layer().native_handle(), static_cast<char*>(buffer.data()),
+                                   buffer.size(), error);
+        is_dry_ = size < buffer.size();
+        return size;
     }
 
-    void async_write(asio::const_buffer buffer) override
+    void async_receive(read_handler handler) override
     {
-        asio::async_write(stream_, buffer,
-                          [self = std::static_pointer_cast<stream_connection>(shared_from_this())](
-                              const asio::error_code& error, std::size_t) { self->written(error); });
+        if (auto* plain = stream_.state_->plain())
+            return plain->async_read_some(room(is_socket<Socket>), std::move(handler));
+        auto& core = stream_.state_->tls()->core();
+        if (core.has_too_many_replies())
+            return core.async_flush(std::move(handler));
+        core.async_receive(std::move(handler));
+    }
+
+    read_result arrived(const asio::error_code& error, std::size_t size) override
+    {
+        if (stream_.state_->tls())
+        {
+            stream_.state_->tls()->core().received(error, size);
+            return {error == asio::error::operation_aborted ? error : asio::error_code(), 0};
+        }
+        is_dry_ = size < read_buffer::small_size;
+        return {error, size};
+    }
+
+    write_result write_some(asio::const_buffer data) override
+    {
+        const auto& state = stream_.state_;
+        write_result result;
+        if (!state->plain())
+        {
+            result.size = state->write_now(data, result.error);
+            result.unsent = std::min(state->tls()->core().unsent(), result.size);
+            result.is_blocked = result.error == asio::error::would_block || result.unsent > 0;
+        }
+        else
+        {
+            result.error = asio::error::would_block;
+            if constexpr (is_socket<Socket>)
+                result.size = send_at_once(stream_.next_layer().native_handle(),
+                                       {static_cast<const char*>(data.data()), data.size()}, result.error);
+            result.is_blocked = result.size < data.size();
+        }
+        if (result.error == asio::error::would_block)
+            result.error.clear();
+        return result;
+    }
+
+    void async_write(asio::const_buffer data) override
+    {
+        auto done = asio::bind_executor(
+            get_executor(), [self = std::static_pointer_cast<stream_connection>(shared_from_this())](
+                                const asio::error_code& error, std::size_t size) { self->written(error, size); });
+        if (auto* plain = stream_.state_->plain())
+            plain->async_write_some(data, std::move(done));
+        else
+            stream_.state_->tls()->core().async_flush(std::move(done));
     }
 
     asio::awaitable<void> start_tls(std::unique_ptr<upgrade_request> request) override
@@ -84,16 +148,8 @@ private:
 
     void cancel_read() override
     {
-        if (auto* tls = stream_.state_->tls())
-            tls->queue.refuse_reads(true);
         asio::error_code ignored;
         stream_.lowest_layer().cancel(ignored);
-    }
-
-    void allow_reads() override
-    {
-        if (auto* tls = stream_.state_->tls())
-            tls->queue.refuse_reads(false);
     }
 
     void close_socket() override
@@ -101,7 +157,7 @@ private:
         stream_.state_->close();
     }
 
-    upgradeable_stream<Socket> stream_;
+    upgradeable_stream<Socket, tls_stream> stream_;
 };
 
 } // namespace upgradeable_streams::detail

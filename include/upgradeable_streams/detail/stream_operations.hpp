@@ -69,12 +69,6 @@ catch (const std::system_error& error)
     return error.code();
 }
 
-template <typename Self>
-bool was_cancelled(const Self& self)
-{
-    return self.get_cancellation_state().cancelled() != asio::cancellation_type::none;
-}
-
 template <typename State, typename MutableBufferSequence>
 struct read_operation
 {
@@ -98,7 +92,7 @@ struct read_operation
             {
                 step = reading;
                 self.reset_cancellation_state(as_terminal, as_terminal);
-                auto& layer = *state->tls()->layer;
+                auto& layer = state->tls()->layer();
                 const auto copy = buffers;
                 return layer.async_read_some(copy, std::move(self));
             }
@@ -128,7 +122,7 @@ struct write_operation
         }
         if (step == refusing)
             return self.complete(result, 0);
-        auto& queue = state->tls()->queue;
+        auto& link = *state->tls();
         const bool cancelled = was_cancelled(self);
         switch (step)
         {
@@ -138,11 +132,11 @@ struct write_operation
         case waiting:
             if (cancelled)
                 return self.complete(asio::error::operation_aborted, 0);
-            if (!queue.idle())
-                return queue.async_wait_change(std::move(self));
+            if (!link.is_idle())
+                return link.async_wait_change(std::move(self));
             {
                 step = writing;
-                auto& layer = *state->tls()->layer;
+                auto& layer = state->tls()->layer();
                 const auto copy = buffers;
                 return layer.async_write_some(copy, std::move(self));
             }
@@ -152,14 +146,14 @@ struct write_operation
             written = size;
             [[fallthrough]];
         case sending:
-            if (!queue.sent() && !cancelled)
-                return queue.async_wait_change(std::move(self));
-            if (!queue.sent() || result == asio::error::operation_aborted)
+            if (!link.is_sent() && !cancelled)
+                return link.async_wait_change(std::move(self));
+            if (!link.is_sent() || result == asio::error::operation_aborted)
                 state->failure = errc::stream_unusable;
-            if (!queue.sent())
+            if (!link.is_sent())
                 return self.complete(asio::error::operation_aborted, 0);
             if (!result)
-                result = queue.error();
+                result = link.error();
             return self.complete(as_aborted(result), result ? 0 : written);
         case refusing: break;
         }
@@ -195,7 +189,7 @@ struct upgrade_operation
             }
             step = handshaking;
             {
-                auto& layer = *state->tls()->layer;
+                auto& layer = state->tls()->layer();
                 const auto type = state->settings.role == tls_role::client ? asio::ssl::stream_base::client
                                                                            : asio::ssl::stream_base::server;
                 const auto received = asio::buffer(request->received);
@@ -208,11 +202,11 @@ struct upgrade_operation
         case sending:
         {
             const bool cancelled = was_cancelled(self);
-            auto& queue = state->tls()->queue;
-            if (!queue.sent() && !cancelled)
-                return queue.async_wait_change(std::move(self));
+            auto& link = *state->tls();
+            if (!link.is_sent() && !cancelled)
+                return link.async_wait_change(std::move(self));
             if (!result)
-                result = queue.error();
+                result = link.error();
             result = as_aborted(result);
             if (deadline->expired)
                 result = errc::handshake_timeout;
@@ -262,7 +256,7 @@ struct upgrade_operation
     /// What the handshake's outcome means.
     asio::error_code judge(const asio::error_code& error, std::size_t consumed)
     {
-        std::string first = state->tls()->queue.take_first_bytes();
+        std::string first = state->tls()->take_first_bytes();
         if (error && request->received.empty() && !begins_tls_record(first))
         {
             state->keep_not_tls(std::move(first), 0);
@@ -319,8 +313,8 @@ struct shutdown_operation
             step = waiting;
             [[fallthrough]];
         case waiting:
-            if (!state->tls()->queue.idle() && !cancelled)
-                return state->tls()->queue.async_wait_change(std::move(self));
+            if (!state->tls()->is_idle() && !cancelled)
+                return state->tls()->async_wait_change(std::move(self));
             if (has_failed())
             {
                 result = state->read_error;
@@ -335,10 +329,10 @@ struct shutdown_operation
             result = error;
             [[fallthrough]];
         case sending:
-            if (!state->tls()->queue.sent() && !cancelled)
-                return state->tls()->queue.async_wait_change(std::move(self));
+            if (!state->tls()->is_sent() && !cancelled)
+                return state->tls()->async_wait_change(std::move(self));
             if (!result)
-                result = state->tls()->queue.error();
+                result = state->tls()->error();
             if (result || cancelled || what == asio::socket_base::shutdown_send)
                 return finish(self, cancelled);
             step = receiving;
@@ -376,7 +370,7 @@ struct shutdown_operation
         const auto keep = state;
         const int before = SSL_get_shutdown(keep->ssl());
         SSL_set_shutdown(keep->ssl(), before | SSL_RECEIVED_SHUTDOWN);
-        keep->tls()->layer->async_shutdown(std::move(self));
+        keep->tls()->layer().async_shutdown(std::move(self));
         SSL_set_shutdown(keep->ssl(), before | SSL_SENT_SHUTDOWN);
     }
 
@@ -388,7 +382,7 @@ struct shutdown_operation
             result = state->read_error;
         if (state->read_error || SSL_get_shutdown(state->ssl()) & SSL_RECEIVED_SHUTDOWN)
             return finish(self, false);
-        auto& layer = *state->tls()->layer;
+        auto& layer = state->tls()->layer();
         const auto buffer = asio::buffer(*discarded);
         layer.async_read_some(buffer, std::move(self));
     }

@@ -3,7 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_STREAM_STATE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_STREAM_STATE_HPP
 
-#include <upgradeable_streams/detail/write_queue.hpp>
+#include <upgradeable_streams/detail/tls_link.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/tls.hpp>
 
@@ -49,22 +49,16 @@ inline asio::error_code as_aborted(const asio::error_code& error)
 template <typename Socket, template <typename> class TlsLayer>
 struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer>>
 {
-    struct tls_stream
-    {
-        tls_stream(Socket&& socket, std::weak_ptr<void> owner) : queue(std::move(socket), std::move(owner)) {}
-
-        write_queue<Socket> queue;
-        std::optional<TlsLayer<write_queue<Socket>&>> layer;
-    };
+    using link = tls_link<Socket, TlsLayer>;
 
     struct upgrading
     {
-        std::unique_ptr<tls_stream> tls;
+        std::unique_ptr<link> tls;
     };
 
     struct encrypted
     {
-        std::unique_ptr<tls_stream> tls;
+        std::unique_ptr<link> tls;
     };
 
     struct deadline
@@ -82,7 +76,7 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
 
     stream_state(Socket&& socket, tls_settings given) : stage(std::move(socket)), settings(std::move(given)) {}
 
-    tls_stream* tls()
+    link* tls()
     {
         if (auto* now = std::get_if<encrypted>(&stage))
             return now->tls.get();
@@ -91,8 +85,8 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
         return nullptr;
     }
 
-    Socket& socket() { return tls() ? tls()->queue.next_layer() : std::get<Socket>(stage); }
-    SSL* ssl() { return tls() ? tls()->layer->native_handle() : nullptr; }
+    Socket& socket() { return tls() ? tls()->socket() : std::get<Socket>(stage); }
+    SSL* ssl() { return tls() ? tls()->layer().native_handle() : nullptr; }
 
     /// Ends TLS with a FIN, lest the reset for bytes that are left unread overtakes an alert; without a close_notify
     /// it is no clean end, as it would be in plain text.
@@ -140,22 +134,32 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
                                                         : asio::error_code();
     }
 
+    /// As a read of the encrypted stream, but asio::error::would_block in place of waiting.
+    template <typename Executor>
+    std::size_t read_now(asio::mutable_buffer buffer, asio::error_code& error, const Executor& executor)
+    {
+        error = refusal();
+        if (!error)
+            error = read_error;
+        const std::size_t size = error ? 0 : tls()->core().read(buffer, error, executor);
+        if (error && error != asio::error::would_block)
+            error = outcome_of_read(error);
+        return size;
+    }
+
+    /// As a write of the encrypted stream, but asio::error::would_block in place of waiting.
+    std::size_t write_now(asio::const_buffer buffer, asio::error_code& error)
+    {
+        error = refusal();
+        return error ? 0 : tls()->core().write(buffer, error);
+    }
+
     /// Puts a TLS stream in the socket's place; when that throws the socket is where it was.
     void begin_upgrade(const openssl_ptr<SSL>& ssl)
     {
-        Socket& socket_now = std::get<Socket>(stage);
-        auto next = std::make_unique<tls_stream>(std::move(socket_now), this->weak_from_this());
-        SSL_up_ref(ssl.get()); // owned by the layer, also when its constructor throws
-        try
-        {
-            next->layer.emplace(next->queue, ssl.get());
-        }
-        catch (...)
-        {
-            socket_now = std::move(next->queue.next_layer());
-            throw;
-        }
-        next->queue.keep_first_bytes();
+        SSL_up_ref(ssl.get());
+        auto next = std::make_unique<link>(std::move(std::get<Socket>(stage)), openssl_ptr<SSL>(ssl.get()),
+                                           this->weak_from_this());
         stage.template emplace<upgrading>(upgrading{std::move(next)});
     }
 

@@ -3,6 +3,8 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_WRITE_QUEUE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_WRITE_QUEUE_HPP
 
+#include <upgradeable_streams/detail/tls_core.hpp>
+
 #include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>
 #include <asio/compose.hpp>
@@ -20,13 +22,6 @@
 
 namespace upgradeable_streams::detail
 {
-
-/// How many bytes are kept of what a peer sent in place of TLS.
-inline constexpr std::size_t first_bytes_limit = 512;
-
-/// Beyond so many bytes not yet handed to the socket a write waits, lest a peer that asks for replies and reads none
-/// fills the memory.
-inline constexpr std::size_t write_queue_limit = 64 * 1024;
 
 /// Copies each write, completes it at once, and sends the copies first in, first out.
 ///
@@ -55,10 +50,6 @@ public:
     next_layer_type& next_layer() { return next_; }
     lowest_layer_type& lowest_layer() { return next_.lowest_layer(); }
 
-    /// While on, reads complete with asio::error::operation_aborted; for the layer above goes on after a cancelled one
-    /// when it has received part of a record.
-    void refuse_reads(bool on) { refuse_reads_ = on; }
-
     /// From here on the start of what is received is kept, until it is taken.
     void keep_first_bytes()
     {
@@ -75,21 +66,16 @@ public:
     template <typename MutableBufferSequence, typename Handler>
     void async_read_some(const MutableBufferSequence& buffers, Handler&& handler)
     {
-        if (!keep_first_bytes_ && !refuse_reads_)
+        if (!keep_first_bytes_)
             return next_.async_read_some(buffers, std::forward<Handler>(handler));
         asio::async_compose<Handler, void(asio::error_code, std::size_t)>(
-            [this, buffers, refused = refuse_reads_, started = false](auto& self, asio::error_code error = {},
-                                                                      std::size_t size = 0) mutable
+            [this, buffers, started = false](auto& self, asio::error_code error = {}, std::size_t size = 0) mutable
             {
                 if (!std::exchange(started, true))
                 {
-                    if (refused)
-                        return asio::post(next_.get_executor(), std::move(self));
                     const auto copy = buffers;
                     return next_.async_read_some(copy, std::move(self));
                 }
-                if (refused)
-                    error = asio::error::operation_aborted;
                 append_first_bytes(buffers, size);
                 self.complete(error, size);
             },
@@ -111,7 +97,7 @@ public:
                         send(self.get_executor());
                     return asio::post(next_.get_executor(), std::move(self));
                 }
-                if (queued_.size() > write_queue_limit)
+                if (queued_.size() > reply_limit)
                     return changed_.async_wait(std::move(self));
                 const release done{this, std::move(owner)};
                 self.complete(error_, size);
@@ -216,7 +202,6 @@ private:
     std::size_t unreleased_ = 0; ///< Writes whose completion the TLS stream has not yet seen.
     asio::error_code error_;
     bool keep_first_bytes_ = false;
-    bool refuse_reads_ = false;
     std::string first_bytes_;
 };
 

@@ -1,0 +1,65 @@
+/// @file
+/// Sending to and receiving from a socket without waiting and without its reactor.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_SOCKET_IO_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_SOCKET_IO_HPP
+
+#include <asio/basic_stream_socket.hpp>
+#include <asio/error.hpp>
+
+#include <cerrno>
+#include <cstddef>
+#include <string_view>
+#include <sys/socket.h>
+#include <type_traits>
+
+namespace upgradeable_streams::detail
+{
+
+inline constexpr int invalid_descriptor = -1;
+
+template <typename Stream>
+inline constexpr bool is_socket = false;
+
+/// Asio's own class and nothing that derives from it, which may do more than a system call.
+template <typename Protocol, typename Executor>
+inline constexpr bool is_socket<asio::basic_stream_socket<Protocol, Executor>> = true;
+
+template <typename Stream>
+int descriptor_of(Stream& stream)
+{
+    if constexpr (is_socket<std::remove_const_t<Stream>>)
+        return stream.native_handle();
+    else
+        return invalid_descriptor;
+}
+
+inline asio::error_code last_error()
+{
+    return errno == EAGAIN ? asio::error::would_block : asio::error_code(errno, asio::error::get_system_category());
+}
+
+/// Sends what the socket takes at once.
+inline std::size_t send_at_once(int descriptor, std::string_view bytes, asio::error_code& error)
+{
+    ssize_t size = 0;
+    do
+        size = ::send(descriptor, bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+    while (size < 0 && errno == EINTR);
+    error = size < 0 ? last_error() : asio::error_code();
+    return size < 0 ? 0 : static_cast<std::size_t>(size);
+}
+
+/// Receives what the socket holds; asio::error::eof at the end.
+inline std::size_t receive_at_once(int descriptor, char* data, std::size_t capacity, asio::error_code& error)
+{
+    ssize_t size = 0;
+    do
+        size = ::recv(descriptor, data, capacity, MSG_DONTWAIT);
+    while (size < 0 && errno == EINTR);
+    error = size < 0 ? last_error() : size == 0 ? asio::error_code(asio::error::eof) : asio::error_code();
+    return size < 0 ? 0 : static_cast<std::size_t>(size);
+}
+
+} // namespace upgradeable_streams::detail
+
+#endif

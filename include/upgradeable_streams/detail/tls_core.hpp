@@ -1,0 +1,515 @@
+/// @file
+/// A TLS engine and its transport, and the operations on them that wait.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_TLS_CORE_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_TLS_CORE_HPP
+
+#include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/socket_io.hpp>
+#include <upgradeable_streams/detail/tls_engine.hpp>
+#include <upgradeable_streams/error.hpp>
+
+#include <asio/bind_executor.hpp>
+#include <asio/buffer.hpp>
+#include <asio/cancellation_type.hpp>
+#include <asio/compose.hpp>
+#include <asio/error.hpp>
+#include <asio/post.hpp>
+#include <asio/ssl/stream_base.hpp>
+#include <asio/steady_timer.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <memory>
+#include <new>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace upgradeable_streams::detail
+{
+
+/// How many bytes are kept of what a peer sent in place of TLS.
+inline constexpr std::size_t first_bytes_limit = 512;
+
+/// Beyond so many bytes not yet handed to the socket nothing more is read, lest a peer that asks for replies and
+/// receives none fills the memory.
+inline constexpr std::size_t reply_limit = 64 * 1024;
+
+template <typename Self>
+bool was_cancelled(const Self& self)
+{
+    return self.get_cancellation_state().cancelled() != asio::cancellation_type::none;
+}
+
+/// What a tls_stream and its operations share.
+template <typename NextLayer>
+class tls_core : public std::enable_shared_from_this<tls_core<NextLayer>>
+{
+public:
+    using next_layer_type = std::remove_reference_t<NextLayer>;
+
+    /// `next` is taken over when nothing can throw any more.
+    template <typename Arg>
+    tls_core(Arg&& next, openssl_ptr<SSL> ssl)
+        : engine(std::move(ssl)), changed_(next.get_executor(), asio::steady_timer::time_point::max()),
+          next_(std::forward<Arg>(next))
+    {
+    }
+
+    next_layer_type& next() { return next_; }
+    std::string take_first_bytes() { return std::exchange(first_bytes_, {}); }
+
+    /// Ends both directions; the first reason is kept.
+    void fail(const asio::error_code& reason)
+    {
+        if (!failure_)
+            failure_ = reason;
+    }
+
+    const asio::error_code& failure() const { return failure_; }
+
+    /// Ends what is pending at its next step.
+    void abandon() { failure_ = write_error_ = asio::error::operation_aborted; }
+
+    /// As async_read_some, but asio::error::would_block in place of waiting. `executor` is where replies that cannot be
+    /// sent at once are sent from.
+    template <typename MutableBufferSequence, typename Executor>
+    std::size_t read(const MutableBufferSequence& buffers, asio::error_code& error, const Executor& executor)
+    {
+        error = failure_ ? failure_ : engine.is_open() ? asio::error_code() : asio::error::not_connected;
+        std::size_t size = 0;
+        engine.use(descriptor_of(next_));
+        for (auto b = asio::buffer_sequence_begin(buffers); b != asio::buffer_sequence_end(buffers) && !error; ++b)
+            size += engine.read(*b, error);
+        if (size > 0)
+            error.clear();
+        release_room();
+        if (engine.unsent() > 0)
+            send_replies(executor);
+        return size;
+    }
+
+    /// As async_write_some, but asio::error::would_block while an earlier write is not flushed; and it has then still
+    /// to be flushed.
+    template <typename ConstBufferSequence>
+    std::size_t write(const ConstBufferSequence& buffers, asio::error_code& error)
+    {
+        flush();
+        error = failure_            ? failure_
+                : !engine.is_open() ? asio::error::not_connected
+                : !is_flushed()     ? asio::error::would_block
+                                    : write_error_;
+        if (error)
+            return 0;
+        engine.use(descriptor_of(next_));
+        const std::size_t size = engine.write(buffers, error);
+        if (error.category() != asio::error::get_ssl_category()) // a write after a shutdown does not undo that
+            write_error_ = error;
+        return size;
+    }
+
+    /// Whether all was handed to the transport, or never will be.
+    bool is_flushed() const { return write_error_ || (!sending_ && in_flight_.empty() && engine.unsent() == 0); }
+    std::size_t unsent() const { return in_flight_.size() - in_flight_sent_ + engine.unsent(); }
+
+    /// Whether to flush before reading on.
+    bool has_too_many_replies() const { return engine.replies() > reply_limit && !is_flushed(); }
+    const asio::error_code& write_error() const { return write_error_; }
+
+    /// Hands to the transport what it takes without waiting.
+    void flush()
+    {
+        if (sending_ || !in_flight_.empty() || write_error_)
+            return;
+        engine.use(descriptor_of(next_));
+        engine.flush(write_error_);
+        if (is_flushed())
+            engine.forget_replies();
+    }
+
+    /// Whether something was received without waiting.
+    bool receive()
+    {
+        if constexpr (is_socket<next_layer_type>)
+        {
+            asio::error_code error;
+            const asio::mutable_buffer landing = prepare();
+            const std::size_t size =
+                receive_at_once(descriptor_of(next_), static_cast<char*>(landing.data()), landing.size(), error);
+            if (error == asio::error::would_block)
+                return false;
+            received(error, size);
+            return true;
+        }
+        return false;
+    }
+
+    /// Waits until there may be more to read; what `handler` is given goes to `received`. One at a time.
+    template <typename Handler>
+    void async_receive(Handler&& handler)
+    {
+        const asio::mutable_buffer landing = prepare();
+        next_.async_read_some(landing, std::forward<Handler>(handler));
+    }
+
+    void received(const asio::error_code& error, std::size_t size)
+    {
+        if (error == asio::error::operation_aborted)
+            return;
+        if (error)
+            engine.feed_error(error);
+        const std::string_view bytes(static_cast<const char*>(landing_.data()), size);
+        if (!engine.is_open() && !keep_first(bytes))
+            return engine.feed_error(asio::error::no_memory);
+        engine.feed(bytes);
+        engine.may_hold(size == landing_.size());
+    }
+
+    /// Gives back the memory of the handshake.
+    void end_handshake()
+    {
+        if (engine.is_open())
+            first_bytes_ = {};
+        release_room();
+    }
+
+    /// Waits until all was handed to the transport; not to be called when it was. The signature is
+    /// void(asio::error_code, std::size_t).
+    template <typename Handler>
+    void async_flush(Handler&& handler)
+    {
+        asio::async_compose<Handler, void(asio::error_code, std::size_t)>(
+            flush_operation{this->shared_from_this()}, handler, next_);
+    }
+
+    tls_engine engine;
+
+private:
+    struct flush_operation
+    {
+        std::shared_ptr<tls_core> core;
+        bool sending = false; ///< Else another does.
+        bool started = false;
+
+        template <typename Self>
+        void operator()(Self& self, const asio::error_code& error = {}, std::size_t size = 0)
+        {
+            const bool is_sender = std::exchange(sending, false);
+            if (is_sender)
+                core->sent(error, size);
+            if (was_cancelled(self) || (is_sender && error == asio::error::operation_aborted))
+                return self.complete(asio::error::operation_aborted, 0);
+            core->flush();
+            const bool first = !std::exchange(started, true);
+            if (core->is_flushed())
+                return first ? asio::post(std::move(self)) : self.complete(core->write_error_, 0);
+            if (core->sending_)
+                return core->changed_.async_wait(std::move(self));
+            sending = true;
+            const auto keep = core;
+            const auto bytes = keep->begin_sending();
+            keep->next_.async_write_some(bytes, std::move(self));
+        }
+    };
+
+    /// Small over a socket: the rest of a record goes to OpenSSL directly. So it is when there is no memory.
+    asio::mutable_buffer prepare()
+    {
+        constexpr std::size_t size = 16 * 1024;
+        if (!is_socket<next_layer_type> && !large_room_)
+            large_room_.reset(new (std::nothrow) char[size]);
+        landing_ = large_room_ ? asio::buffer(large_room_.get(), size) : asio::buffer(small_room_);
+        return landing_;
+    }
+
+    /// Gives back the memory of what was received, once all of that is read.
+    void release_room()
+    {
+        if (engine.is_open() && engine.fed().empty())
+            large_room_.reset();
+    }
+
+    /// Whether there was memory for it.
+    bool keep_first(std::string_view bytes)
+    try
+    {
+        first_bytes_.append(bytes.substr(0, first_bytes_limit - first_bytes_.size()));
+        return true;
+    }
+    catch (const std::bad_alloc&)
+    {
+        return false;
+    }
+
+    asio::const_buffer begin_sending()
+    {
+        if (in_flight_.empty())
+            in_flight_ = engine.take_unsent();
+        sending_ = true;
+        return asio::buffer(in_flight_) + in_flight_sent_;
+    }
+
+    void sent(const asio::error_code& error, std::size_t size)
+    {
+        sending_ = false;
+        in_flight_sent_ += size;
+        if (in_flight_sent_ == in_flight_.size())
+        {
+            in_flight_ = {};
+            in_flight_sent_ = 0;
+        }
+        if (error == asio::error::operation_aborted)
+            fail(errc::stream_unusable);
+        if (error && !write_error_)
+            write_error_ = error;
+        changed_.cancel();
+    }
+
+    template <typename Executor>
+    void send_replies(const Executor& executor)
+    try
+    {
+        flush();
+        if (!is_flushed() && !sending_)
+            async_flush(asio::bind_executor(executor, [](const asio::error_code&, std::size_t) {}));
+    }
+    catch (const std::bad_alloc&)
+    {
+        write_error_ = asio::error::no_memory;
+    }
+
+    std::array<char, 512> small_room_;
+    std::unique_ptr<char[]> large_room_;
+    asio::mutable_buffer landing_; ///< The one of them that is in use.
+    std::string first_bytes_;
+    std::string in_flight_; ///< What an operation on the transport sends, or has yet to.
+    std::size_t in_flight_sent_ = 0;
+    bool sending_ = false;
+    asio::error_code write_error_; ///< Why nothing more is sent.
+    asio::error_code failure_;
+    asio::steady_timer changed_; ///< Cancelled when something was sent.
+    NextLayer next_;
+};
+
+template <typename Core, typename MutableBufferSequence>
+struct tls_read_operation
+{
+    std::shared_ptr<Core> core;
+    MutableBufferSequence buffers;
+    enum { starting, flushing, receiving, completing } step = starting;
+    asio::error_code result = {};
+    std::size_t size = 0;
+
+    template <typename Self>
+    void operator()(Self& self, const asio::error_code& error = {}, std::size_t received = 0)
+    {
+        const bool first = step == starting;
+        switch (step)
+        {
+        case receiving:
+            core->received(error, received);
+            if (error == asio::error::operation_aborted)
+                return self.complete(error, 0);
+            [[fallthrough]];
+        case starting:
+            if (asio::buffer_size(buffers) > 0)
+                size = core->read(buffers, result, self.get_executor());
+            if (result != asio::error::would_block)
+            {
+                step = completing;
+                return first ? asio::post(std::move(self)) : self.complete(result, size);
+            }
+            if (core->has_too_many_replies())
+            {
+                step = flushing;
+                const auto keep = core;
+                return keep->async_flush(std::move(self));
+            }
+            [[fallthrough]];
+        case flushing:
+        {
+            if (was_cancelled(self))
+                return self.complete(asio::error::operation_aborted, 0);
+            step = receiving;
+            const auto keep = core;
+            return keep->async_receive(std::move(self));
+        }
+        case completing: return self.complete(result, size);
+        }
+    }
+};
+
+template <typename Core, typename ConstBufferSequence>
+struct tls_write_operation
+{
+    std::shared_ptr<Core> core;
+    ConstBufferSequence buffers;
+    enum { starting, waiting, flushing, completing } step = starting;
+    asio::error_code result = {};
+    std::size_t size = 0;
+
+    template <typename Self>
+    void operator()(Self& self, const asio::error_code& error = {}, std::size_t = 0)
+    {
+        const bool first = step == starting;
+        switch (step)
+        {
+        case waiting:
+            if (error)
+                return finish(self, error);
+            [[fallthrough]];
+        case starting:
+            if (asio::buffer_size(buffers) > 0)
+                size = core->write(buffers, result);
+            if (result == asio::error::would_block || (!result && !core->is_flushed()))
+            {
+                step = result ? waiting : flushing;
+                const auto keep = core;
+                return keep->async_flush(std::move(self));
+            }
+            step = completing;
+            return first ? asio::post(std::move(self)) : self.complete(result, result ? 0 : size);
+        case flushing: return finish(self, error);
+        case completing: return self.complete(result, result ? 0 : size);
+        }
+    }
+
+    template <typename Self>
+    void finish(Self& self, const asio::error_code& error)
+    {
+        if (error == asio::error::operation_aborted)
+            core->fail(errc::stream_unusable);
+        self.complete(error, error ? 0 : size);
+    }
+};
+
+/// A handshake or a shutdown: `Action` is tried until it does not ask for input.
+template <typename Core, typename Action>
+struct tls_exchange_operation
+{
+    std::shared_ptr<Core> core;
+    Action action;
+    enum { starting, acting, flushing, receiving, completing } step = starting;
+    asio::error_code result = {};
+    bool suspended = false;
+
+    template <typename Self>
+    void operator()(Self& self, const asio::error_code& error = {}, std::size_t size = 0)
+    {
+        suspended = suspended || step != starting;
+        const auto keep = core;
+        for (;;)
+            switch (step)
+            {
+            case starting:
+                result = core->failure();
+                if (result)
+                    return finish(self);
+                [[fallthrough]];
+            case acting:
+                core->engine.use(invalid_descriptor);
+                action(core->engine, result);
+                core->flush();
+                step = flushing;
+                if (!core->is_flushed())
+                    return keep->async_flush(std::move(self));
+                break;
+            case flushing:
+                if (!result || result == asio::error::would_block)
+                    if (core->write_error())
+                        result = core->write_error();
+                if (was_cancelled(self))
+                    result = asio::error::operation_aborted;
+                if (result != asio::error::would_block)
+                    return finish(self);
+                step = acting;
+                if (core->receive())
+                    break;
+                step = receiving;
+                return keep->async_receive(std::move(self));
+            case receiving:
+                core->received(error, size);
+                step = acting;
+                if (error != asio::error::operation_aborted)
+                    break;
+                result = error;
+                return finish(self);
+            case completing: return action.complete(self, *keep, result);
+            }
+    }
+
+    template <typename Self>
+    void finish(Self& self)
+    {
+        if (result == asio::error::operation_aborted)
+            core->fail(errc::stream_unusable);
+        else if (result && !core->engine.is_open())
+            core->fail(result);
+        step = completing;
+        if (suspended)
+        {
+            const auto keep = core;
+            return action.complete(self, *keep, result);
+        }
+        asio::post(std::move(self));
+    }
+};
+
+/// Tells how many of the bytes that were received before it took, if that is `Counted`.
+template <bool Counted, typename ConstBufferSequence>
+struct tls_handshake
+{
+    bool is_server;
+    ConstBufferSequence buffers;
+    std::vector<char> received = {}; ///< Not a string, which may move with its bytes.
+    bool began = false;
+
+    void operator()(tls_engine& engine, asio::error_code& error)
+    try
+    {
+        if (!std::exchange(began, true))
+        {
+            received.resize(asio::buffer_size(buffers));
+            asio::buffer_copy(asio::buffer(received), buffers);
+            engine.feed({received.data(), received.size()});
+        }
+        engine.handshake(is_server, error);
+    }
+    catch (const std::bad_alloc&)
+    {
+        error = asio::error::no_memory;
+    }
+
+    template <typename Self, typename Core>
+    void complete(Self& self, Core& core, const asio::error_code& error)
+    {
+        const std::string_view rest = core.engine.fed();
+        const bool is_ours = rest.data() + rest.size() == received.data() + received.size();
+        const std::size_t consumed = received.size() - (is_ours ? rest.size() : 0);
+        if (is_ours)
+            core.engine.feed({}); // it goes with this operation
+        core.end_handshake();
+        if constexpr (Counted)
+            self.complete(error, consumed);
+        else
+            self.complete(error);
+    }
+};
+
+struct tls_shutdown
+{
+    void operator()(tls_engine& engine, asio::error_code& error) { engine.shutdown(error); }
+
+    template <typename Self, typename Core>
+    void complete(Self& self, Core&, const asio::error_code& error)
+    {
+        self.complete(error);
+    }
+};
+
+} // namespace upgradeable_streams::detail
+
+#endif

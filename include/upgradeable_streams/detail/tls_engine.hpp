@@ -1,0 +1,397 @@
+/// @file
+/// OpenSSL between a caller's memory and a transport: what a TLS stream does without waiting.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_TLS_ENGINE_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_TLS_ENGINE_HPP
+
+#include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/socket_io.hpp>
+
+#include <asio/buffer.hpp>
+#include <asio/error.hpp>
+#include <asio/ssl/error.hpp>
+#include <openssl/bio.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace upgradeable_streams::detail
+{
+
+/// How much is encrypted before it is sent.
+inline constexpr std::size_t tls_batch = 16 * SSL3_RT_MAX_PLAIN_LENGTH;
+
+/// Room for the records of a batch, which the connections of a thread take turns to use.
+class record_buffer
+{
+public:
+    static constexpr std::size_t capacity =
+        tls_batch / SSL3_RT_MAX_PLAIN_LENGTH * (SSL3_RT_HEADER_LENGTH + SSL3_RT_MAX_ENCRYPTED_LENGTH);
+
+    record_buffer() : bytes_(std::move(spare()))
+    {
+        if (!bytes_)
+            bytes_.reset(new char[capacity]);
+    }
+
+    ~record_buffer() { spare() = std::move(bytes_); }
+
+    record_buffer(const record_buffer&) = delete;
+    record_buffer& operator=(const record_buffer&) = delete;
+
+    /// Whether there was room.
+    bool append(std::string_view bytes)
+    {
+        if (bytes.size() > capacity - size_)
+            return false;
+        std::memcpy(bytes_.get() + size_, bytes.data(), bytes.size());
+        size_ += bytes.size();
+        return true;
+    }
+
+    std::string_view filled() const { return {bytes_.get(), size_}; }
+
+private:
+    static std::unique_ptr<char[]>& spare()
+    {
+        static thread_local std::unique_ptr<char[]> kept;
+        return kept;
+    }
+
+    std::unique_ptr<char[]> bytes_;
+    std::size_t size_ = 0;
+};
+
+/// One TLS connection. Nothing here waits: for want of input an operation ends with asio::error::would_block.
+///
+/// Records go to and come from a socket's descriptor directly, where there is one. What the socket does not take at
+/// once is `unsent`, over any other transport all that is written.
+///
+/// Lifetime: not movable, for OpenSSL holds its address.
+class tls_engine
+{
+public:
+    explicit tls_engine(openssl_ptr<SSL> owned) : ssl_(std::move(owned))
+    {
+        SSL* const ssl = ssl_.get();
+        BIO* const bio = BIO_new(method());
+        if (!bio)
+            throw std::bad_alloc();
+        BIO_set_data(bio, this);
+        BIO_set_init(bio, 1);
+        SSL_set_bio(ssl, bio, bio);
+        SSL_set_mode(ssl, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+        SSL_clear_mode(ssl, SSL_MODE_ENABLE_PARTIAL_WRITE);
+        SSL_set_options(ssl, SSL_OP_NO_RENEGOTIATION); // a write never needs input
+    }
+
+    tls_engine(const tls_engine&) = delete;
+    tls_engine& operator=(const tls_engine&) = delete;
+
+    SSL* native_handle() const { return ssl_.get(); }
+
+    /// Whether the handshake is done.
+    bool is_open() const { return is_open_; }
+
+    /// The socket to use directly; invalid_descriptor over any other transport.
+    void use(int descriptor) { descriptor_ = descriptor; }
+
+    // Input
+
+    /// Bytes that come before all that the descriptor holds. They are not copied, and live until they were read.
+    void feed(std::string_view bytes) { input_ = bytes; }
+
+    /// What was fed and is not yet read.
+    std::string_view fed() const { return input_; }
+
+    /// How the transport's input ended, after what was fed.
+    void feed_error(const asio::error_code& error) { input_error_ = error; }
+
+    /// Whether a read may do more than say would_block.
+    bool has_input() const
+    {
+        return !input_.empty() || input_error_ || read_error_ || may_receive() || SSL_has_pending(ssl_.get()) ||
+               (SSL_get_shutdown(ssl_.get()) & SSL_RECEIVED_SHUTDOWN);
+    }
+
+    /// Whether the descriptor may hold bytes. While it may, what is fed can be less than what has come.
+    void may_hold(bool on) { may_hold_ = on; }
+
+    // Output
+
+    std::size_t unsent() const { return unsent_.size() - sent_; }
+
+    /// How much of the output was no caller's write, since the last call of forget_replies.
+    std::size_t replies() const { return replies_; }
+    void forget_replies() { replies_ = 0; }
+
+    /// What is to be sent by other means than the descriptor.
+    std::string take_unsent()
+    {
+        unsent_.erase(0, std::exchange(sent_, 0));
+        return std::exchange(unsent_, {});
+    }
+
+    /// Sends what the descriptor takes.
+    void flush(asio::error_code& error)
+    {
+        while (unsent() > 0 && descriptor_ != invalid_descriptor && !error)
+            sent_ += send_at_once(descriptor_, std::string_view(unsent_).substr(sent_), error);
+        if (unsent() == 0)
+            take_unsent();
+        if (error == asio::error::would_block)
+            error.clear();
+    }
+
+    // TLS
+
+    void handshake(bool is_server, asio::error_code& error)
+    {
+        error = outcome([&] { return is_server ? SSL_accept(ssl_.get()) : SSL_connect(ssl_.get()); });
+        is_open_ = !error;
+        if (is_open_)
+            SSL_set_read_ahead(ssl_.get(), 1);
+    }
+
+    /// Sends a close_notify; `error` is would_block until the peer's has come.
+    void shutdown(asio::error_code& error)
+    {
+        int result = 0;
+        error = outcome(
+            [&]
+            {
+                result = SSL_shutdown(ssl_.get());
+                return result == 0 ? SSL_shutdown(ssl_.get()) : result;
+            });
+    }
+
+    /// Reads all that is there, as far as the buffer goes. The first error is kept, and told when no bytes are left.
+    std::size_t read(asio::mutable_buffer buffer, asio::error_code& error)
+    {
+        std::size_t size = 0;
+        error = read_error_;
+        while (!error && size < buffer.size())
+        {
+            if (!has_input())
+            {
+                error = asio::error::would_block;
+                break;
+            }
+            std::size_t step = 0;
+            error = outcome(
+                [&]
+                {
+                    return SSL_read_ex(ssl_.get(), static_cast<char*>(buffer.data()) + size, buffer.size() - size,
+                                       &step);
+                });
+            size += step;
+        }
+        if (error != asio::error::would_block)
+            read_error_ = error;
+        if (size > 0)
+            error.clear();
+        return size;
+    }
+
+    /// Encrypts at most tls_batch bytes and sends of their records what the descriptor takes. Nothing may be `unsent`.
+    template <typename ConstBufferSequence>
+    std::size_t write(const ConstBufferSequence& buffers, asio::error_code& error)
+    try
+    {
+        record_buffer records;
+        records_ = &records;
+        const std::size_t size = encrypt(buffers, error);
+        records_ = nullptr;
+        std::string_view rest = records.filled();
+        if (descriptor_ != invalid_descriptor && unsent() == 0)
+        {
+            asio::error_code send_error;
+            while (!rest.empty() && !send_error)
+                rest.remove_prefix(send_at_once(descriptor_, rest, send_error));
+            if (send_error && send_error != asio::error::would_block)
+                error = send_error;
+        }
+        if (!rest.empty())
+            unsent_.insert(0, rest);
+        return size;
+    }
+    catch (const std::bad_alloc&)
+    {
+        records_ = nullptr;
+        error = asio::error::no_memory;
+        return 0;
+    }
+
+private:
+    /// While bytes come faster than they are read, OpenSSL's buffer takes in so much at once.
+    static constexpr std::size_t large_read = 64 * 1024;
+
+    /// Before the handshake is done nothing is received beyond what is fed, lest plain text behind it goes unnoticed.
+    bool may_receive() const { return is_open_ && may_hold_ && descriptor_ != invalid_descriptor; }
+
+    template <typename Function>
+    asio::error_code outcome(Function function)
+    {
+        ERR_clear_error();
+        const int result = function();
+        if (result > 0)
+            return {};
+        const int kind = SSL_get_error(ssl_.get(), result);
+        if (output_error_)
+            return output_error_;
+        if (kind == SSL_ERROR_SSL)
+            return {static_cast<int>(ERR_get_error()), asio::error::get_ssl_category()};
+        if (kind == SSL_ERROR_ZERO_RETURN)
+            return asio::error::eof;
+        if (kind != SSL_ERROR_WANT_READ)
+            return asio::ssl::error::unexpected_result;
+        return input_error_ == asio::error::eof ? asio::error_code(asio::ssl::error::stream_truncated)
+               : input_error_                   ? input_error_
+                                                : asio::error_code(asio::error::would_block);
+    }
+
+    /// Of several fragments those that fill a record are encrypted where they are, smaller ones are joined.
+    template <typename ConstBufferSequence>
+    std::size_t encrypt(const ConstBufferSequence& buffers, asio::error_code& error)
+    {
+        if constexpr (std::is_convertible_v<const ConstBufferSequence&, asio::const_buffer>)
+            return encrypt_one(buffers, error);
+        else
+        {
+            std::vector<char> joined;
+            std::size_t size = 0;
+            const auto put_joined = [&]
+            {
+                size += encrypt_one(asio::buffer(joined), error);
+                joined.clear();
+            };
+            for (auto b = asio::buffer_sequence_begin(buffers); b != asio::buffer_sequence_end(buffers); ++b)
+            {
+                const asio::const_buffer fragment(*b);
+                const bool is_large = fragment.size() >= SSL3_RT_MAX_PLAIN_LENGTH;
+                if (is_large || joined.size() + fragment.size() > SSL3_RT_MAX_PLAIN_LENGTH)
+                    put_joined();
+                const std::size_t room = tls_batch - size;
+                if (error || room < SSL3_RT_MAX_PLAIN_LENGTH)
+                    break;
+                const auto* const bytes = static_cast<const char*>(fragment.data());
+                if (!is_large)
+                    joined.insert(joined.end(), bytes, bytes + fragment.size());
+                else
+                    size += encrypt_one(asio::buffer(fragment, room), error);
+                if (is_large && fragment.size() > room)
+                    return size;
+            }
+            if (!error)
+                put_joined();
+            return size;
+        }
+    }
+
+    std::size_t encrypt_one(asio::const_buffer bytes, asio::error_code& error)
+    {
+        std::size_t size = 0;
+        if (bytes.size() > 0)
+            error = outcome(
+                [&] { return SSL_write_ex(ssl_.get(), bytes.data(), std::min(bytes.size(), tls_batch), &size); });
+        return size;
+    }
+
+    int receive(char* data, std::size_t capacity)
+    {
+        if (!input_.empty())
+        {
+            const std::size_t size = input_.copy(data, capacity);
+            input_.remove_prefix(size);
+            return static_cast<int>(size);
+        }
+        if (input_error_ || !may_receive())
+            return 0;
+        const std::size_t size = receive_at_once(descriptor_, data, capacity, input_error_);
+        if (input_error_ == asio::error::would_block)
+            input_error_.clear();
+        may_hold_ = size == capacity;
+        if (may_hold_)
+            SSL_set_default_read_buffer_len(ssl_.get(), large_read);
+        else if (size < large_read / 8)
+            SSL_set_default_read_buffer_len(ssl_.get(), 0);
+        return static_cast<int>(size);
+    }
+
+    void send(std::string_view bytes)
+    {
+        if (!records_)
+            replies_ += bytes.size();
+        if (!records_ || unsent() > 0 || !records_->append(bytes))
+            unsent_.append(bytes);
+    }
+
+    static tls_engine& of(BIO* bio) { return *static_cast<tls_engine*>(BIO_get_data(bio)); }
+
+    static int read_bio(BIO* bio, char* data, int capacity)
+    {
+        BIO_clear_retry_flags(bio);
+        const int size = of(bio).receive(data, static_cast<std::size_t>(capacity));
+        if (size > 0)
+            return size;
+        BIO_set_retry_read(bio);
+        return -1;
+    }
+
+    static int write_bio(BIO* bio, const char* data, int size)
+    try
+    {
+        BIO_clear_retry_flags(bio);
+        of(bio).send({data, static_cast<std::size_t>(size)});
+        return size;
+    }
+    catch (const std::bad_alloc&)
+    {
+        of(bio).output_error_ = asio::error::no_memory;
+        return -1;
+    }
+
+    static long control_bio(BIO*, int command, long, void*) { return command == BIO_CTRL_FLUSH; }
+
+    /// Never freed: streams may outlive what the end of the program destroys.
+    static const BIO_METHOD* method()
+    {
+        static const BIO_METHOD* const made = []
+        {
+            BIO_METHOD* const m = BIO_meth_new(BIO_get_new_index() | BIO_TYPE_SOURCE_SINK, "upgradeable_streams");
+            if (!m)
+                throw std::bad_alloc();
+            BIO_meth_set_read(m, read_bio);
+            BIO_meth_set_write(m, write_bio);
+            BIO_meth_set_ctrl(m, control_bio);
+            return m;
+        }();
+        return made;
+    }
+
+    openssl_ptr<SSL> ssl_;
+    int descriptor_ = invalid_descriptor;
+    bool may_hold_ = true;
+    bool is_open_ = false;
+    std::string_view input_;
+    asio::error_code input_error_;
+    asio::error_code output_error_;
+    asio::error_code read_error_;
+    record_buffer* records_ = nullptr; ///< While a batch is encrypted.
+    std::string unsent_;
+    std::size_t sent_ = 0; ///< So much of unsent_ was sent.
+    std::size_t replies_ = 0;
+};
+
+} // namespace upgradeable_streams::detail
+
+#endif

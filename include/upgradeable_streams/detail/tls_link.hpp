@@ -1,0 +1,97 @@
+/// @file
+/// A TLS layer over a socket: any with the interface of asio::ssl::stream, or tls_stream.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_TLS_LINK_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_TLS_LINK_HPP
+
+#include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/write_queue.hpp>
+#include <upgradeable_streams/tls_stream.hpp>
+
+#include <asio/error.hpp>
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+namespace upgradeable_streams::detail
+{
+
+/// Made right in full duplex by a queue under the layer.
+template <typename Socket, template <typename> class TlsLayer>
+class tls_link
+{
+public:
+    /// When this throws, the socket is where it was.
+    tls_link(Socket&& socket, openssl_ptr<SSL> ssl, std::weak_ptr<void> owner)
+        : queue_(std::move(socket), std::move(owner))
+    {
+        try
+        {
+            layer_.emplace(queue_, ssl.release()); // owns it, also when it throws
+        }
+        catch (...)
+        {
+            socket = std::move(queue_.next_layer());
+            throw;
+        }
+        queue_.keep_first_bytes();
+    }
+
+    TlsLayer<write_queue<Socket>&>& layer() { return *layer_; }
+    Socket& socket() { return queue_.next_layer(); }
+    std::string take_first_bytes() { return queue_.take_first_bytes(); }
+
+    /// Whether a write may begin, and whether all was handed to the socket.
+    bool is_idle() const { return queue_.idle(); }
+    bool is_sent() const { return queue_.sent(); }
+
+    /// The first error of sending.
+    const asio::error_code& error() const { return queue_.error(); }
+
+    /// Completes when one of these has changed, or for no reason.
+    template <typename Handler>
+    void async_wait_change(Handler&& handler)
+    {
+        queue_.async_wait_change(std::forward<Handler>(handler));
+    }
+
+private:
+    write_queue<Socket> queue_;
+    std::optional<TlsLayer<write_queue<Socket>&>> layer_;
+};
+
+/// Right by itself, and able to do without waiting what it can.
+template <typename Socket>
+class tls_link<Socket, tls_stream>
+{
+public:
+    tls_link(Socket&& socket, openssl_ptr<SSL> ssl, const std::weak_ptr<void>&) : layer_(std::move(socket), ssl.release())
+    {
+    }
+
+    tls_stream<Socket>& layer() { return layer_; }
+    Socket& socket() { return layer_.next_layer(); }
+    std::string take_first_bytes() { return core().take_first_bytes(); }
+
+    bool is_idle() const { return true; }
+    bool is_sent() const { return core().is_flushed(); }
+    const asio::error_code& error() const { return core().write_error(); }
+
+    template <typename Handler>
+    void async_wait_change(Handler&& handler)
+    {
+        core().async_flush(std::forward<Handler>(handler));
+    }
+
+    tls_core<Socket>& core() { return *layer_.core_; }
+    const tls_core<Socket>& core() const { return *layer_.core_; }
+
+private:
+    tls_stream<Socket> layer_;
+};
+
+} // namespace upgradeable_streams::detail
+
+#endif

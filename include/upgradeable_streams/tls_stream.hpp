@@ -1,0 +1,183 @@
+/// @file
+/// A TLS stream with the interface of asio::ssl::stream, for more speed in less memory.
+#ifndef UPGRADEABLE_STREAMS_TLS_STREAM_HPP
+#define UPGRADEABLE_STREAMS_TLS_STREAM_HPP
+
+#include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/tls_core.hpp>
+
+#include <asio/async_result.hpp>
+#include <asio/buffer.hpp>
+#include <asio/compose.hpp>
+#include <asio/error.hpp>
+#include <asio/ssl/context.hpp>
+#include <asio/ssl/stream_base.hpp>
+
+#include <cstddef>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <type_traits>
+#include <utility>
+
+namespace upgradeable_streams
+{
+
+namespace detail
+{
+template <typename Socket, template <typename> class TlsLayer>
+class tls_link;
+}
+
+/// An AsyncStream that speaks TLS over another, as asio::ssl::stream does.
+///
+/// `NextLayer` is an AsyncStream with a `lowest_layer()`, or a reference to one; over an Asio socket, system calls are
+/// made directly. What differs from asio::ssl::stream:
+/// - Up to 256 KiB are encrypted and sent at once, and as much is received as has come. While nothing is under way no
+///   buffer is held beyond 512 bytes for the record to come.
+/// - Reads and writes are right in full duplex, when the peer renews its keys too (RFC 8446 section 4.6.3).
+/// - Before the handshake any number of bytes may have been received.
+/// - It may be moved or destroyed while operations are pending, which then end with asio::error::operation_aborted; over
+///   a reference, once the next layer is closed.
+/// - An end without a close_notify is asio::ssl::error::stream_truncated; the first error of reading is repeated.
+/// - It does not renegotiate (RFC 9325 section 3.5).
+///
+/// Cancellation: a cancelled read loses nothing. After a cancelled write, handshake or shutdown half a record may have
+/// been sent, so every later operation reports errc::stream_unusable.
+///
+/// Concurrency: one read and one write may be pending at a time, and neither beside a handshake or a shutdown, on one
+/// thread or strand.
+template <typename NextLayer>
+class tls_stream : public asio::ssl::stream_base
+{
+    using core = detail::tls_core<NextLayer>;
+
+public:
+    using next_layer_type = std::remove_reference_t<NextLayer>;
+    using lowest_layer_type = typename next_layer_type::lowest_layer_type;
+    using executor_type = typename next_layer_type::executor_type;
+    using native_handle_type = SSL*;
+
+    /// The stream shares ownership of the context's SSL_CTX.
+    template <typename Arg>
+    tls_stream(Arg&& next, asio::ssl::context& context)
+        : tls_stream(std::forward<Arg>(next), SSL_new(context.native_handle()))
+    {
+    }
+
+    /// Takes ownership of the SSL object, also when this throws.
+    template <typename Arg>
+    tls_stream(Arg&& next, SSL* ssl)
+    {
+        detail::openssl_ptr<SSL> owned(ssl);
+        if (!ssl)
+            throw std::bad_alloc();
+        core_ = std::make_shared<core>(std::forward<Arg>(next), std::move(owned));
+    }
+
+    tls_stream(tls_stream&&) noexcept = default;
+
+    tls_stream& operator=(tls_stream&& other) noexcept
+    {
+        tls_stream(std::move(other)).core_.swap(core_);
+        return *this;
+    }
+
+    ~tls_stream()
+    {
+        if (!core_ || std::is_reference_v<NextLayer>)
+            return;
+        asio::error_code ignored;
+        core_->abandon();
+        lowest_layer().close(ignored);
+    }
+
+    executor_type get_executor() { return next_layer().get_executor(); }
+    SSL* native_handle() { return core_->engine.native_handle(); }
+    next_layer_type& next_layer() { return core_->next(); }
+    const next_layer_type& next_layer() const { return core_->next(); }
+    lowest_layer_type& lowest_layer() { return next_layer().lowest_layer(); }
+    const lowest_layer_type& lowest_layer() const { return next_layer().lowest_layer(); }
+
+    void set_verify_mode(asio::ssl::verify_mode mode)
+    {
+        SSL_set_verify(native_handle(), mode, SSL_get_verify_callback(native_handle()));
+    }
+
+    void set_verify_depth(int depth) { SSL_set_verify_depth(native_handle(), depth); }
+
+    /// Sends and receives what the handshake needs; the signature is void(asio::error_code).
+    template <typename Token = asio::default_completion_token_t<executor_type>>
+    auto async_handshake(handshake_type type, Token&& token = {})
+    {
+        return exchange<void(asio::error_code)>(
+            detail::tls_handshake<false, asio::const_buffer>{type == server, {}}, std::forward<Token>(token));
+    }
+
+    /// As async_handshake, when the caller has received bytes already. The signature is void(asio::error_code,
+    /// std::size_t), with how many of them the handshake took; nothing else is to be done with them.
+    template <typename ConstBufferSequence, typename Token = asio::default_completion_token_t<executor_type>>
+        requires asio::is_const_buffer_sequence<ConstBufferSequence>::value
+    auto async_handshake(handshake_type type, const ConstBufferSequence& received, Token&& token = {})
+    {
+        return exchange<void(asio::error_code, std::size_t)>(
+            detail::tls_handshake<true, ConstBufferSequence>{type == server, received}, std::forward<Token>(token));
+    }
+
+    /// Sends a close_notify and awaits the peer's; the signature is void(asio::error_code).
+    template <typename Token = asio::default_completion_token_t<executor_type>>
+    auto async_shutdown(Token&& token = {})
+    {
+        return exchange<void(asio::error_code)>(detail::tls_shutdown(), std::forward<Token>(token));
+    }
+
+    /// Reads at least one byte; the signature is void(asio::error_code, std::size_t).
+    template <typename MutableBufferSequence, typename Token = asio::default_completion_token_t<executor_type>>
+    auto async_read_some(const MutableBufferSequence& buffers, Token&& token = {})
+    {
+        return asio::async_initiate<Token, void(asio::error_code, std::size_t)>(
+            [](auto handler, const std::shared_ptr<core>& c, const MutableBufferSequence& b)
+            {
+                asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
+                    detail::tls_read_operation<core, MutableBufferSequence>{c, b}, handler, c->next());
+            },
+            token, core_, buffers);
+    }
+
+    /// Writes at least one byte, at most 256 KiB; the signature is void(asio::error_code, std::size_t).
+    ///
+    /// Fragments of less than 16 KiB are joined to records. Completes when all was handed to the next layer.
+    template <typename ConstBufferSequence, typename Token = asio::default_completion_token_t<executor_type>>
+    auto async_write_some(const ConstBufferSequence& buffers, Token&& token = {})
+    {
+        return asio::async_initiate<Token, void(asio::error_code, std::size_t)>(
+            [](auto handler, const std::shared_ptr<core>& c, const ConstBufferSequence& b)
+            {
+                asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
+                    detail::tls_write_operation<core, ConstBufferSequence>{c, b}, handler, c->next());
+            },
+            token, core_, buffers);
+    }
+
+private:
+    template <typename Socket, template <typename> class TlsLayer>
+    friend class detail::tls_link;
+
+    template <typename Signature, typename Action, typename Token>
+    auto exchange(Action action, Token&& token)
+    {
+        return asio::async_initiate<Token, Signature>(
+            [](auto handler, const std::shared_ptr<core>& c, Action&& a)
+            {
+                asio::async_compose<decltype(handler), Signature>(
+                    detail::tls_exchange_operation<core, Action>{c, std::move(a)}, handler, c->next());
+            },
+            token, core_, std::move(action));
+    }
+
+    std::shared_ptr<core> core_;
+};
+
+} // namespace upgradeable_streams
+
+#endif

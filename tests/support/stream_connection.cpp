@@ -1,0 +1,3 @@
+#include "stream_connection.hpp"
+
+template class upgradeable_streams::detail::stream_connection<asio::generic::stream_protocol::socket>;

@@ -1,0 +1,1002 @@
+#include "support/flood.hpp"
+#include "support/memory.hpp"
+#include "support/upgrade_rig.hpp"
+
+#include <openssl/sslerr.h>
+
+using namespace test::rig;
+
+namespace
+{
+
+using socket_layer = us::tls_stream<tcp::socket>;
+using reference_layer = us::tls_stream<tcp::socket&>;
+using chunked_layer = us::tls_stream<test::chunked_stream<tcp::socket>>;
+using asio_layer = asio::ssl::stream<tcp::socket>;
+
+asio::ssl::context& context_of(tls_role role)
+{
+    return role == tls_role::client ? test::client_context() : test::server_context();
+}
+
+auto type_of(tls_role role)
+{
+    return role == tls_role::client ? asio::ssl::stream_base::client : asio::ssl::stream_base::server;
+}
+
+/// A layer in the client's role, and its handshake with a peer that does then what `function(peer)` does.
+template <typename Layer, typename... Chunk>
+struct tls_end
+{
+    template <typename Function>
+    tls_end(connection&& ends, Function function, Chunk... chunk)
+        : peer(play(std::move(ends.peer),
+                    [function](test::raw_peer& p)
+                    {
+                        handshake(p, tls_role::client);
+                        return function(p);
+                    })),
+          layer(typename Layer::next_layer_type(std::move(ends.socket), chunk...), context_of(tls_role::client))
+    {
+    }
+
+    asio::awaitable<void> shake_hands()
+    {
+        co_await layer.async_handshake(asio::ssl::stream_base::client, use_awaitable);
+    }
+
+    std::future<void> peer;
+    Layer layer;
+};
+
+template <typename Layer>
+asio::awaitable<std::error_code> handshake_error(Layer& layer, tls_role role)
+{
+    co_return co_await test::error_of(layer.async_handshake(type_of(role), use_awaitable));
+}
+
+template <typename Layer>
+asio::awaitable<std::error_code> layer_shutdown_error(Layer& layer)
+{
+    co_return co_await test::error_of(layer.async_shutdown(use_awaitable));
+}
+
+/// Waits until a write stands still, because nobody reads at the other end.
+template <typename Layer>
+asio::awaitable<void> blocked(Layer& layer)
+{
+    co_await test::eventually([&] { return !is_writable(layer.lowest_layer().native_handle()); });
+    co_await test::turns(50);
+}
+
+/// Makes the system hold little of what is on the way from or to a socket.
+void shrink_buffers(int descriptor)
+{
+    const int size = 16 * 1024;
+    ::setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+    ::setsockopt(descriptor, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+}
+
+template <typename Layer>
+asio::awaitable<void> expect_unusable(Layer& layer)
+{
+    std::error_code error = co_await write_error(layer);
+    CHECK(error == us::errc::stream_unusable);
+    error = co_await read_error(layer);
+    CHECK(error == us::errc::stream_unusable);
+    error = co_await layer_shutdown_error(layer);
+    CHECK(error == us::errc::stream_unusable);
+    error = co_await handshake_error(layer, tls_role::client);
+    CHECK(error == us::errc::stream_unusable);
+}
+
+// The interface of asio::ssl::stream
+
+template <typename Layer>
+asio::awaitable<void> echo_a_line(Layer& layer)
+{
+    co_await layer.async_handshake(Layer::server, use_awaitable);
+    const std::string line = co_await read_line(layer);
+    co_await write(layer, line);
+    co_await layer.async_shutdown(use_awaitable);
+}
+
+template <typename Layer>
+asio::awaitable<std::string> ask(Layer& layer, int version)
+{
+    SSL_set_max_proto_version(layer.native_handle(), version);
+    layer.set_verify_mode(asio::ssl::verify_peer);
+    co_await layer.async_handshake(Layer::client, use_awaitable);
+    CHECK(SSL_version(layer.native_handle()) == version);
+    co_await write(layer, "a line\n");
+    std::string line = co_await read_line(layer);
+    co_await layer.async_shutdown(use_awaitable);
+    co_return line;
+}
+
+template <typename Client, typename Server, typename ClientSocket, typename ServerSocket>
+void converse(asio::io_context& io, ClientSocket&& client_socket, ServerSocket&& server_socket, int version)
+{
+    Client client(std::forward<ClientSocket>(client_socket), context_of(tls_role::client));
+    Server server(std::forward<ServerSocket>(server_socket), context_of(tls_role::server));
+    test::run_on(io,
+                 [&]() -> asio::awaitable<void>
+                 {
+                     const auto executor = co_await asio::this_coro::executor;
+                     const auto echo = test::spawn(executor, [&] { return echo_a_line(server); });
+                     const std::string line = co_await ask(client, version);
+                     CHECK(line == "a line\n");
+                     co_await echo.join();
+                 });
+}
+
+} // namespace
+
+TEST_CASE("tls_stream: it takes the place of asio::ssl::stream at either end, over a socket or a reference to one")
+{
+    const int version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    CAPTURE(version);
+    asio::io_context io;
+    auto one = test::tcp_pair(io.get_executor());
+    converse<socket_layer, asio_layer>(io, std::move(one.first), std::move(one.second), version);
+    auto two = test::tcp_pair(io.get_executor());
+    converse<asio_layer, socket_layer>(io, std::move(two.first), std::move(two.second), version);
+    auto three = test::tcp_pair(io.get_executor());
+    converse<reference_layer, reference_layer>(io, three.first, three.second, version);
+    CHECK(three.first.is_open());
+}
+
+TEST_CASE("tls_stream: it tells its layers, its executor and its SSL object")
+{
+    asio::io_context io;
+    tcp::socket socket(io);
+    reference_layer layer(socket, context_of(tls_role::client));
+    CHECK(&layer.next_layer() == &socket);
+    CHECK(&std::as_const(layer).lowest_layer() == &socket.lowest_layer());
+    CHECK(layer.get_executor() == socket.get_executor());
+    CHECK(SSL_get_SSL_CTX(layer.native_handle()) == context_of(tls_role::client).native_handle());
+    layer.set_verify_mode(asio::ssl::verify_none);
+    layer.set_verify_depth(3);
+    CHECK(SSL_get_verify_mode(layer.native_handle()) == SSL_VERIFY_NONE);
+    CHECK(SSL_get_verify_depth(layer.native_handle()) == 3);
+    CHECK_THROWS_AS(reference_layer(socket, nullptr), std::bad_alloc);
+}
+
+TEST_CASE("tls_stream: TLS within TLS")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            auto [left, right] = test::tcp_pair(executor);
+            using layer = us::tls_stream<socket_layer>;
+            layer client(socket_layer(std::move(left), context_of(tls_role::client)), context_of(tls_role::client));
+            layer server(socket_layer(std::move(right), context_of(tls_role::server)), context_of(tls_role::server));
+            const std::string data = test::pattern(1).bytes(0, 1'000'000);
+            const auto serving =
+                test::spawn(executor,
+                            [&]() -> asio::awaitable<void>
+                            {
+                                co_await server.next_layer().async_handshake(layer::server, use_awaitable);
+                                co_await server.async_handshake(layer::server, use_awaitable);
+                                const std::string received = co_await read_exactly(server, data.size());
+                                co_await write(server, received);
+                                co_await server.async_shutdown(use_awaitable);
+                            });
+            co_await client.next_layer().async_handshake(layer::client, use_awaitable);
+            co_await client.async_handshake(layer::client, use_awaitable);
+            const auto writing = test::spawn(executor, [&] { return write(client, data); });
+            const std::string received = co_await read_exactly(client, data.size());
+            CHECK((received == data));
+            co_await writing.join();
+            co_await client.async_shutdown(use_awaitable);
+            co_await serving.join();
+        });
+}
+
+TEST_CASE("tls_stream: data arrives whole in either role, however the next layer splits it")
+{
+    const auto role = GENERATE(tls_role::client, tls_role::server);
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    CAPTURE(int(role), chunk);
+    const std::string data = test::pattern(3).bytes(0, chunk == 1 ? 20'000 : 200'000);
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            auto peer = play_tls(std::move(raw), role,
+                                 [&](test::raw_peer& p) { p.tls_write(p.tls_read_exactly(data.size())); });
+            chunked_layer layer(test::chunked_stream(std::move(socket), chunk), context_of(role));
+            co_await layer.async_handshake(type_of(role), use_awaitable);
+            co_await write(layer, data);
+            const std::string echoed = co_await read_exactly(layer, data.size());
+            CHECK((echoed == data));
+            co_await layer.async_shutdown(use_awaitable);
+            co_await test::joined(std::move(peer));
+        });
+}
+
+// The handshake
+
+TEST_CASE("tls_stream: a handshake takes all of a ClientHello that was received before, and tells so")
+{
+    const std::size_t padding = GENERATE(std::size_t(0), std::size_t(60'000));
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    CAPTURE(padding, chunk);
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            std::promise<std::size_t> size_of_hello;
+            auto peer = play(std::move(raw),
+                             [&](test::raw_peer& p)
+                             {
+                                 auto settings = test::localhost_client();
+                                 settings.padding = padding;
+                                 settings.send_flight = [&](std::string_view flight, const auto& send)
+                                 {
+                                     size_of_hello.set_value(flight.size());
+                                     send(flight);
+                                 };
+                                 p.tls_connect(settings);
+                                 p.tls_write(p.tls_read_line());
+                                 p.tls_shutdown();
+                             });
+            const std::size_t size = size_of_hello.get_future().get();
+            CHECK(size > padding);
+            std::string received(size, '\0');
+            co_await asio::async_read(socket, asio::buffer(received), use_awaitable);
+            chunked_layer layer(test::chunked_stream(std::move(socket), chunk), context_of(tls_role::server));
+            const std::array<asio::const_buffer, 3> parts{asio::buffer(received, 3), asio::const_buffer(),
+                                                          asio::buffer(received) + 3};
+            const std::size_t taken = co_await layer.async_handshake(chunked_layer::server, parts, use_awaitable);
+            CHECK(taken == size);
+            co_await write(layer, "line\n");
+            const std::string line = co_await read_line(layer);
+            CHECK(line == "line\n");
+            co_await layer.async_shutdown(use_awaitable);
+            co_await test::joined(std::move(peer));
+        });
+}
+
+TEST_CASE("tls_stream: what stands behind a ClientHello in the bytes received fails the handshake, and is not taken")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            auto [socket, raw] = connect(executor);
+            std::promise<std::string> hello;
+            auto peer = play(std::move(raw),
+                             [&](test::raw_peer& p)
+                             {
+                                 auto settings = test::localhost_client();
+                                 settings.send_flight = [&](std::string_view flight, const auto&)
+                                 { hello.set_value(std::string(flight)); };
+                                 std::string refusal;
+                                 try
+                                 {
+                                     p.tls_connect(settings);
+                                     p.tls_read_all();
+                                 }
+                                 catch (const std::exception& error)
+                                 {
+                                     refusal = error.what();
+                                 }
+                                 return refusal;
+                             });
+            std::string received = hello.get_future().get();
+            const std::size_t size = received.size();
+            received += std::string(100'000, 'x');
+            std::optional<socket_layer> layer(std::in_place, std::move(socket), context_of(tls_role::server));
+            const auto [error, taken] = co_await layer->async_handshake(
+                socket_layer::server, asio::buffer(std::as_const(received)), as_tuple(use_awaitable));
+            CHECK(error.category() == asio::error::get_ssl_category());
+            CHECK(taken >= size);
+            CHECK(taken <= size + SSL3_RT_HEADER_LENGTH);
+            received.assign(received.size(), 'y');
+            std::error_code again = co_await read_error(*layer);
+            CHECK(again == error);
+            again = co_await write_error(*layer);
+            CHECK(again == error);
+            again = co_await handshake_error(*layer, tls_role::server);
+            CHECK(again == error);
+            layer.reset();
+            const std::string refusal = co_await test::joined(std::move(peer));
+            CHECK_THAT(refusal, test::contains("alert"));
+        });
+}
+
+TEST_CASE("tls_stream: reads and writes before the handshake are errors, and it can still be done")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            auto ends = connect(co_await asio::this_coro::executor);
+            tls_end<socket_layer> tls(std::move(ends), [](test::raw_peer& p) { p.tls_shutdown(); });
+            std::error_code error = co_await read_error(tls.layer);
+            CHECK(error == asio::error::not_connected);
+            error = co_await write_error(tls.layer);
+            CHECK(error == asio::error::not_connected);
+            co_await tls.shake_hands();
+            co_await tls.layer.async_shutdown(use_awaitable);
+            co_await test::joined(std::move(tls.peer));
+        });
+}
+
+// Full duplex
+
+TEST_CASE("tls_stream: several MiB both ways at once are whole while the peer renews its keys")
+{
+    const auto role = GENERATE(tls_role::client, tls_role::server);
+    const bool request = GENERATE(true, false);
+    CAPTURE(int(role), request);
+    const std::uint64_t size = test::under_sanitizer ? 2 << 20 : 8 << 20;
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            auto peer = play(std::move(raw),
+                             [&](test::raw_peer& p)
+                             {
+                                 handshake(p, role);
+                                 auto plan = plan_of(size, std::size_t(size / 64), request);
+                                 plan.write_size = std::size_t(size / 200);
+                                 const auto result = test::exchange(p, plan);
+                                 if (result.ok())
+                                     p.tls_shutdown();
+                                 return result;
+                             });
+            socket_layer layer(std::move(socket), context_of(role));
+            co_await layer.async_handshake(type_of(role), use_awaitable);
+            co_await talk(layer, size);
+            co_await layer.async_shutdown(use_awaitable);
+            const auto result = co_await test::joined(std::move(peer));
+            CHECK(result.error == "");
+            CHECK(!result.mismatch);
+            CHECK(result.sent == size);
+            CHECK(result.received == size);
+            CHECK(result.key_updates >= 60);
+        });
+}
+
+TEST_CASE("tls_stream: a write that is blocked does not stop reads, though the peer asks for KeyUpdates")
+{
+    const std::string data = test::pattern(6).bytes(0, 1 << 20);
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            auto ends = connect(co_await asio::this_coro::executor);
+            std::promise<void> may_send, may_read;
+            tls_end<socket_layer> tls(std::move(ends),
+                                      [&](test::raw_peer& p)
+                                      {
+                                          may_send.get_future().get();
+                                          for (std::size_t i = 0; i < data.size(); i += data.size() / 16)
+                                          {
+                                              p.key_update(true);
+                                              p.tls_write(data.substr(i, data.size() / 16));
+                                          }
+                                          may_read.get_future().get();
+                                          p.tls_write(p.tls_read_exactly(flood().size()) == flood() ? "whole"
+                                                                                                    : "wrong");
+                                          p.tls_shutdown();
+                                      });
+            co_await tls.shake_hands();
+            outcome written;
+            asio::async_write(tls.layer, asio::buffer(flood()), into(written));
+            co_await blocked(tls.layer);
+            may_send.set_value();
+            const std::string received = co_await read_exactly(tls.layer, data.size());
+            CHECK((received == data));
+            CHECK(!written.done);
+            may_read.set_value();
+            co_await finished(written);
+            CHECK(!written.error);
+            const std::string verdict = co_await read_exactly(tls.layer, 5);
+            CHECK(verdict == "whole");
+            co_await tls.layer.async_shutdown(use_awaitable);
+            co_await test::joined(std::move(tls.peer));
+        });
+}
+
+TEST_CASE("tls_stream: a peer that asks for KeyUpdates and reads none of the replies is stopped, in bounded memory")
+{
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    shrink_buffers(socket.native_handle());
+    shrink_buffers(raw.descriptor());
+    auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
+    socket_layer layer(std::move(socket), context_of(tls_role::client));
+    test::run_on(io,
+                 [&]() -> asio::awaitable<void>
+                 {
+                     co_await layer.async_handshake(socket_layer::client, use_awaitable);
+                     co_await test::joined(std::move(shaking));
+                     const std::string updates = raw.tls_unsent(
+                         [&]
+                         {
+                             for (int i = 0; i < 40'000; ++i)
+                                 raw.key_update(true);
+                         });
+                     std::array<char, 16> bytes;
+                     outcome read;
+                     layer.async_read_some(asio::buffer(bytes), into(read));
+                     const std::size_t before = test::live_bytes();
+                     const std::size_t sent = co_await test::flood(raw, updates);
+                     CHECK(sent < updates.size());
+                     CHECK(test::live_bytes() < before + 256 * 1024);
+                     CHECK(!read.done);
+                     layer.lowest_layer().close();
+                     co_await finished(read);
+                 });
+}
+
+// Cancellation
+
+TEST_CASE("tls_stream: reads that are cancelled again and again lose nothing")
+{
+    const auto chunk = GENERATE(std::size_t(7), std::size_t(0));
+    CAPTURE(chunk);
+    const std::string data = test::pattern(5).bytes(0, 100'000);
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
+            chunked_layer layer(test::chunked_stream(std::move(socket), chunk), context_of(tls_role::client));
+            co_await layer.async_handshake(chunked_layer::client, use_awaitable);
+            co_await test::joined(std::move(shaking));
+            const std::string records = raw.tls_unsent(
+                [&]
+                {
+                    for (std::size_t i = 0; i < data.size(); i += 777)
+                        raw.tls_write(std::string_view(data).substr(i, 777));
+                });
+            std::string received;
+            std::array<char, 1000> bytes;
+            int cancelled = 0;
+            for (std::size_t sent = 0; received.size() < data.size();)
+            {
+                asio::cancellation_signal signal;
+                outcome read;
+                layer.async_read_some(asio::buffer(bytes), asio::bind_cancellation_slot(signal.slot(), into(read)));
+                co_await test::turns(int(sent % 3)); // with what was sent before on its way, or taken
+                if (!read.done)
+                    signal.emit(asio::cancellation_type::terminal);
+                co_await finished(read);
+                CHECK((!read.error || read.error == asio::error::operation_aborted));
+                cancelled += read.error == asio::error::operation_aborted;
+                received.append(bytes.data(), read.size);
+                const std::string_view next = std::string_view(records).substr(sent, 500);
+                raw.send_all(next);
+                sent += next.size();
+            }
+            CHECK((received == data));
+            CHECK(cancelled > 0);
+        });
+}
+
+TEST_CASE("tls_stream: after a cancelled write, handshake or shutdown every operation is stream_unusable")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            for (const bool writing : {true, false})
+            {
+                auto ends = connect(executor);
+                std::promise<void> may_end;
+                tls_end<socket_layer> tls(std::move(ends),
+                                          [&](test::raw_peer& p)
+                                          {
+                                              p.tls_write("data that came before");
+                                              may_end.get_future().get();
+                                          });
+                co_await tls.shake_hands();
+                asio::cancellation_signal signal;
+                outcome done;
+                auto handler = asio::bind_cancellation_slot(signal.slot(), into(done));
+                if (writing)
+                    asio::async_write(tls.layer, asio::buffer(flood()), std::move(handler));
+                else
+                {
+                    const std::string data = co_await read_exactly(tls.layer, 21);
+                    CHECK(data == "data that came before");
+                    tls.layer.async_shutdown(std::move(handler));
+                }
+                writing ? co_await blocked(tls.layer) : co_await test::turns();
+                CHECK(!done.done);
+                signal.emit(asio::cancellation_type::terminal);
+                co_await finished(done);
+                CHECK(done.error == asio::error::operation_aborted);
+                co_await expect_unusable(tls.layer);
+                may_end.set_value();
+                co_await test::joined(std::move(tls.peer));
+            }
+
+            auto [socket, raw] = connect(executor);
+            socket_layer layer(std::move(socket), context_of(tls_role::client));
+            asio::cancellation_signal signal;
+            outcome done;
+            layer.async_handshake(socket_layer::client, asio::bind_cancellation_slot(signal.slot(), into(done)));
+            co_await test::turns();
+            signal.emit(asio::cancellation_type::terminal);
+            co_await finished(done);
+            CHECK(done.error == asio::error::operation_aborted);
+            co_await expect_unusable(layer);
+        });
+}
+
+// Lifetime
+
+TEST_CASE("tls_stream: destroyed with operations pending it closes the socket, and they are operation_aborted")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            const auto held = [](test::raw_peer& p)
+            {
+                try
+                {
+                    hold_open(p);
+                }
+                catch (const std::system_error&) // of a peer that waits for its turn to write
+                {
+                }
+            };
+            for (const bool writing : {true, false})
+            {
+                std::promise<void> destroyed;
+                auto ends = connect(executor);
+                std::optional<tls_end<socket_layer>> tls(std::in_place, std::move(ends),
+                                                         [&](test::raw_peer& p)
+                                                         {
+                                                             destroyed.get_future().get();
+                                                             held(p);
+                                                         });
+                co_await tls->shake_hands();
+                std::array<char, 16> bytes;
+                outcome one, other;
+                if (writing)
+                {
+                    tls->layer.async_read_some(asio::buffer(bytes), into(one));
+                    asio::async_write(tls->layer, asio::buffer(flood()), into(other));
+                    co_await blocked(tls->layer);
+                }
+                else
+                {
+                    tls->layer.async_shutdown(into(one));
+                    co_await test::turns();
+                    other = {true, asio::error::operation_aborted, 0};
+                }
+                CHECK(!one.done);
+                auto peer = std::move(tls->peer);
+                tls.reset();
+                CHECK(!one.done);
+                co_await finished(one);
+                co_await finished(other);
+                CHECK(one.error == asio::error::operation_aborted);
+                CHECK(other.error == asio::error::operation_aborted);
+                destroyed.set_value();
+                co_await test::joined(std::move(peer));
+            }
+            auto [socket, raw] = connect(executor);
+            outcome shaken;
+            {
+                socket_layer layer(std::move(socket), context_of(tls_role::client));
+                layer.async_handshake(socket_layer::client, into(shaken));
+                co_await test::turns();
+            }
+            co_await finished(shaken);
+            CHECK(shaken.error == asio::error::operation_aborted);
+            raw.recv_all();
+        });
+}
+
+TEST_CASE("tls_stream: over a reference it may be destroyed with operations pending, which end with the socket's")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            auto peer = play(std::move(raw),
+                             [](test::raw_peer& p)
+                             {
+                                 handshake(p, tls_role::client);
+                                 hold_open(p);
+                             });
+            std::optional<reference_layer> layer(std::in_place, socket, context_of(tls_role::client));
+            co_await layer->async_handshake(reference_layer::client, use_awaitable);
+            std::array<char, 16> bytes;
+            outcome read;
+            layer->async_read_some(asio::buffer(bytes), into(read));
+            layer.reset();
+            CHECK(socket.is_open());
+            socket.close();
+            co_await finished(read);
+            CHECK(read.error == asio::error::operation_aborted);
+            co_await test::joined(std::move(peer));
+        });
+}
+
+TEST_CASE("tls_stream: moved or assigned with operations pending it completes them, and one assigned over is closed")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            auto ends = connect(executor);
+            tls_end<socket_layer> tls(std::move(ends),
+                                      [](test::raw_peer& p)
+                                      {
+                                          p.tls_write(p.tls_read_exactly(4));
+                                          p.tls_shutdown();
+                                      });
+            auto [other_socket, other_raw] = connect(executor);
+            std::array<char, 16> bytes;
+            outcome shaken, read, written, other_read;
+            tls.layer.async_handshake(socket_layer::client, into(shaken));
+            socket_layer second(std::move(tls.layer));
+            co_await finished(shaken);
+            CHECK(!shaken.error);
+            second.async_read_some(asio::buffer(bytes), into(read));
+            second.async_write_some(asio::buffer("data", 4), into(written));
+            socket_layer third(std::move(other_socket), context_of(tls_role::client));
+            third.async_handshake(socket_layer::client, into(other_read));
+            third = std::move(second);
+            co_await finished(read);
+            CHECK(std::string_view(bytes.data(), read.size) == "data");
+            co_await finished(written);
+            CHECK(written.size == 4);
+            co_await finished(other_read);
+            CHECK(other_read.error == asio::error::operation_aborted);
+            CHECK(test::only_tls(other_raw.recv_all()));
+            co_await third.async_shutdown(use_awaitable);
+            co_await test::joined(std::move(tls.peer));
+        });
+}
+
+TEST_CASE("tls_stream: an io_context that goes away with operations pending leaks nothing")
+{
+    outcome shaken;
+    {
+        asio::io_context io;
+        auto [socket, raw] = connect(io.get_executor());
+        socket_layer layer(std::move(socket), context_of(tls_role::client));
+        layer.async_handshake(socket_layer::client, into(shaken));
+        io.poll();
+    }
+    CHECK(!shaken.done);
+}
+
+// The end, and errors
+
+TEST_CASE("tls_stream: an end without close_notify is stream_truncated, between records or within one, repeatedly")
+{
+    const auto rest = GENERATE(""s, "\x17\x03\x03\x01"s, "\x17\x03\x03\x01\x00xyz"s);
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    CAPTURE(rest.size(), chunk);
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            auto ends = connect(co_await asio::this_coro::executor);
+            tls_end<chunked_layer, std::size_t> tls(
+                std::move(ends),
+                [&](test::raw_peer& p)
+                {
+                    p.tls_write("data");
+                    p.send_all(rest);
+                    p.send_fin();
+                    p.tls_read_all();
+                },
+                chunk);
+            co_await tls.shake_hands();
+            const auto [data, error] = co_await read_to_error(tls.layer);
+            CHECK(data == "data");
+            CHECK(error == asio::ssl::error::stream_truncated);
+            const std::error_code again = co_await read_error(tls.layer);
+            CHECK(again == asio::ssl::error::stream_truncated);
+            const std::error_code shut = co_await layer_shutdown_error(tls.layer); // sends its own all the same
+            CHECK(shut == asio::ssl::error::stream_truncated);
+            co_await test::joined(std::move(tls.peer));
+        });
+}
+
+TEST_CASE("tls_stream: close_notify is eof, repeatedly, and so is the peer's while a write can still be made")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            auto ends = connect(co_await asio::this_coro::executor);
+            tls_end<socket_layer> tls(std::move(ends),
+                                      [](test::raw_peer& p)
+                                      {
+                                          p.tls_write("data");
+                                          p.tls_shutdown_send_only();
+                                          if (p.tls_read_all() != "answer")
+                                              throw test::failure("no answer");
+                                      });
+            co_await tls.shake_hands();
+            const auto [data, error] = co_await read_to_error(tls.layer);
+            CHECK(data == "data");
+            CHECK(error == asio::error::eof);
+            const std::error_code again = co_await read_error(tls.layer);
+            CHECK(again == asio::error::eof);
+            co_await write(tls.layer, "answer");
+            co_await tls.layer.async_shutdown(use_awaitable);
+            const std::error_code late = co_await write_error(tls.layer);
+            CHECK(late.category() == asio::error::get_ssl_category());
+            co_await test::joined(std::move(tls.peer));
+        });
+}
+
+TEST_CASE("tls_stream: a record that was changed on the way is an error, repeatedly, and the peer gets an alert")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            auto peer = play(std::move(raw),
+                             [](test::raw_peer& p)
+                             {
+                                 handshake(p, tls_role::client);
+                                 p.tls_write("good");
+                                 std::string record = p.tls_unsent([&] { p.tls_write("changed"); });
+                                 record.back() = static_cast<char>(record.back() ^ 1);
+                                 p.send_all(record);
+                                 try
+                                 {
+                                     p.tls_read_all();
+                                 }
+                                 catch (const test::failure& error)
+                                 {
+                                     return std::string(error.what());
+                                 }
+                                 return ""s;
+                             });
+            socket_layer layer(std::move(socket), context_of(tls_role::client));
+            co_await layer.async_handshake(socket_layer::client, use_awaitable);
+            const auto [data, error] = co_await read_to_error(layer);
+            CHECK(data == "good");
+            CHECK(ERR_GET_REASON(static_cast<unsigned long>(error.value())) ==
+                  SSL_R_DECRYPTION_FAILED_OR_BAD_RECORD_MAC);
+            const std::error_code again = co_await read_error(layer);
+            CHECK(again == error);
+            const std::string refusal = co_await test::joined(std::move(peer));
+            CHECK_THAT(refusal, test::contains("alert bad record mac"));
+        });
+}
+
+TEST_CASE("tls_stream: reads and writes of nothing complete with 0 bytes")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            auto ends = connect(co_await asio::this_coro::executor);
+            tls_end<socket_layer> tls(std::move(ends), [](test::raw_peer& p) { p.tls_shutdown(); });
+            co_await tls.shake_hands();
+            std::size_t size = co_await tls.layer.async_read_some(asio::mutable_buffer(), use_awaitable);
+            CHECK(size == 0);
+            const std::array<asio::const_buffer, 2> nothing;
+            size = co_await tls.layer.async_write_some(nothing, use_awaitable);
+            CHECK(size == 0);
+            co_await tls.layer.async_shutdown(use_awaitable);
+            co_await test::joined(std::move(tls.peer));
+        });
+}
+
+// Buffers
+
+namespace
+{
+
+/// Writes fragments of these sizes, all at once, through a tap.
+///
+/// Returns: the sizes of the application data in the records that they became, in TLS 1.3.
+std::vector<std::size_t> records_of(const std::vector<std::size_t>& sizes)
+{
+    std::size_t total = 0;
+    for (const std::size_t size : sizes)
+        total += size;
+    const std::string data = test::pattern(9).bytes(0, total);
+    std::vector<asio::const_buffer> fragments;
+    std::size_t offset = 0;
+    for (const std::size_t size : sizes)
+    {
+        fragments.push_back(asio::buffer(data) + offset);
+        fragments.back() = asio::buffer(fragments.back(), size);
+        offset += size;
+    }
+    std::vector<std::size_t> records;
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            test::raw_listener listener;
+            test::wire_tap tap(executor, test::loopback(listener.port()));
+            auto peer = test::run_in_thread(
+                [&]
+                {
+                    test::raw_peer p = listener.accept();
+                    handshake(p, tls_role::client);
+                    p.tls_write("!");
+                    const bool whole = p.tls_read_exactly(data.size()) == data;
+                    p.tls_write(whole ? "!" : "?");
+                    p.tls_shutdown();
+                });
+            tcp::socket socket(executor);
+            co_await socket.async_connect(tap.endpoint(), use_awaitable);
+            socket_layer layer(std::move(socket), context_of(tls_role::client));
+            co_await layer.async_handshake(socket_layer::client, use_awaitable);
+            std::string answer = co_await read_exactly(layer, 1);
+            const std::size_t before = tap.client_to_server().size();
+            for (std::size_t written = 0; written < data.size();)
+            {
+                // asio::async_write would give 16 fragments at a time.
+                const std::size_t size = co_await layer.async_write_some(fragments, use_awaitable);
+                CHECK(size <= 256 * 1024);
+                written += size;
+                for (std::size_t rest = size; rest > 0;)
+                {
+                    const std::size_t taken = std::min(rest, fragments.front().size());
+                    fragments.front() += taken;
+                    rest -= taken;
+                    if (fragments.front().size() == 0)
+                        fragments.erase(fragments.begin());
+                }
+            }
+            answer = co_await read_exactly(layer, 1);
+            CHECK(answer == "!");
+            const auto scan = test::tls_records(std::string_view(tap.client_to_server()).substr(before));
+            CHECK(scan.all_tls);
+            for (const auto& record : scan.records)
+                records.push_back(record.length - 17u);
+            co_await layer.async_shutdown(use_awaitable);
+            co_await test::joined(std::move(peer));
+            tap.close();
+        });
+    return records;
+}
+
+} // namespace
+
+TEST_CASE("tls_stream: small fragments are joined to full records")
+{
+    const auto records = records_of(std::vector<std::size_t>(10'000, 10));
+    REQUIRE(records.size() == 7);
+    for (std::size_t i = 0; i < 6; ++i)
+        CHECK(records[i] > 16'384 - 10);
+}
+
+TEST_CASE("tls_stream: fragments of all sizes arrive whole and in order, in few records")
+{
+    const auto sizes =
+        GENERATE(std::vector<std::size_t>{300'000}, std::vector<std::size_t>{0, 1'000'000, 0, 1, 600'000},
+                 std::vector<std::size_t>{1, 16'384, 5, 0, 40'000, 300'000, 3, 3, 16'383, 2, 262'144, 16'385, 7},
+                 std::vector<std::size_t>{262'143, 1, 262'144, 262'145, 16'383, 1},
+                 std::vector<std::size_t>{16'383, 16'383, 16'383, 2, 2, 2}, std::vector<std::size_t>(64, 9'000));
+    std::size_t total = 0;
+    for (const std::size_t size : sizes)
+        total += size;
+    CHECK(records_of(sizes).size() <= 2 * total / 16'384 + 4);
+}
+
+TEST_CASE("tls_stream: the records of a write leave in one send, and no write takes more than 256 KiB")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            auto ends = connect(co_await asio::this_coro::executor);
+            tls_end<chunked_layer, std::size_t> tls(
+                std::move(ends),
+                [](test::raw_peer& p)
+                {
+                    p.tls_read_exactly(100'000 + 256 * 1024);
+                    p.tls_shutdown();
+                },
+                0);
+            co_await tls.shake_hands();
+            const std::size_t before = tls.layer.next_layer().writes();
+            std::size_t size = co_await tls.layer.async_write_some(asio::buffer(flood(), 100'000), use_awaitable);
+            CHECK(size == 100'000);
+            CHECK(tls.layer.next_layer().writes() == before + 1);
+            size = co_await tls.layer.async_write_some(asio::buffer(flood()), use_awaitable);
+            CHECK(size == 256 * 1024);
+            co_await tls.layer.async_shutdown(use_awaitable);
+            co_await test::joined(std::move(tls.peer));
+        });
+}
+
+TEST_CASE("tls_stream: a read fills several buffers with all that has come")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            std::promise<std::size_t> sent;
+            auto peer = play(std::move(raw),
+                             [&](test::raw_peer& p)
+                             {
+                                 auto settings = test::localhost_server();
+                                 settings.adjust = [](SSL_CTX* c) { SSL_CTX_set_num_tickets(c, 0); };
+                                 p.tls_accept(settings);
+                                 const std::string records = p.tls_unsent(
+                                     [&]
+                                     {
+                                         for (const char* text : {"abc", "def", "ghi"})
+                                             p.tls_write(text);
+                                     });
+                                 p.send_all(records);
+                                 sent.set_value(records.size());
+                                 p.tls_shutdown();
+                             });
+            socket_layer layer(std::move(socket), context_of(tls_role::client));
+            co_await layer.async_handshake(socket_layer::client, use_awaitable);
+            const std::size_t size = sent.get_future().get();
+            co_await test::eventually([&] { return layer.lowest_layer().available() >= size; });
+            std::string one(2, '\0');
+            std::string two(5, '\0');
+            const std::array<asio::mutable_buffer, 3> buffers{asio::buffer(one), asio::mutable_buffer(),
+                                                              asio::buffer(two)};
+            std::size_t read = co_await layer.async_read_some(buffers, use_awaitable);
+            CHECK(read == 7);
+            CHECK(one + two == "abcdefg");
+            read = co_await layer.async_read_some(buffers, use_awaitable);
+            CHECK(read == 2);
+            CHECK(one == "hi");
+            co_await layer.async_shutdown(use_awaitable);
+            co_await test::joined(std::move(peer));
+        });
+}
+
+// Memory
+
+TEST_CASE("tls_stream: after large transfers an idle stream holds no more memory than after its handshake")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            constexpr std::size_t count = 20;
+            std::vector<std::pair<chunked_layer, socket_layer>> pairs;
+            const auto shake_hands = [&]() -> asio::awaitable<void>
+            {
+                auto [left, right] = test::tcp_pair(executor);
+                chunked_layer client(test::chunked_stream(std::move(left)), context_of(tls_role::client));
+                socket_layer server(std::move(right), context_of(tls_role::server));
+                const auto serving =
+                    test::spawn(executor, [&] { return server.async_handshake(socket_layer::server, use_awaitable); });
+                co_await client.async_handshake(chunked_layer::client, use_awaitable);
+                co_await serving.join();
+                pairs.emplace_back(std::move(client), std::move(server));
+            };
+            std::string received(1'000'000, '\0');
+            const auto transfer = [&](auto& from, auto& to) -> asio::awaitable<void>
+            {
+                const auto writing =
+                    test::spawn(executor, [&] { return write(from, std::string_view(flood()).substr(0, 1'000'000)); });
+                co_await asio::async_read(to, asio::buffer(received), use_awaitable);
+                co_await writing.join();
+            };
+            pairs.reserve(count + 1);
+            co_await shake_hands();
+            co_await transfer(pairs[0].first, pairs[0].second); // what the thread and the libraries keep for good
+            co_await transfer(pairs[0].second, pairs[0].first);
+            for (std::size_t i = 0; i < count; ++i)
+            {
+                co_await shake_hands();
+                co_await write(pairs.back().second, "!"); // behind the session tickets
+                co_await read_exactly(pairs.back().first, 1);
+            }
+            const std::size_t before = test::live_bytes();
+            for (std::size_t i = 1; i <= count; ++i)
+            {
+                co_await transfer(pairs[i].first, pairs[i].second);
+                co_await transfer(pairs[i].second, pairs[i].first);
+            }
+            const std::size_t after = test::live_bytes();
+            CHECK(after <= before + count * 2 * 512);
+        });
+}
