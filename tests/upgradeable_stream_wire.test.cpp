@@ -699,12 +699,7 @@ TEMPLATE_TEST_CASE(
                                      role == tls_role::client ? test::localhost_server() : test::localhost_client();
                                  settings.min_version = TLS1_3_VERSION;
                                  role == tls_role::client ? p.tls_accept(settings) : p.tls_connect(settings);
-                                 auto plan = plan_of(size, std::size_t(size / 64), request);
-                                 plan.write_size = std::size_t(size / 200);
-                                 const auto result = test::exchange(p, plan);
-                                 if (result.ok())
-                                     p.tls_shutdown();
-                                 return result;
+                                 return renew_keys(p, size, request);
                              });
             {
                 chunked_stream<TestType> stream(test::chunked_stream(std::move(socket), chunk), options_of(role));

@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_STREAM_READER_HPP
 
 #include <upgradeable_streams/detail/connection.hpp>
+#include <upgradeable_streams/detail/handle.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/string_list.hpp>
 

@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_STREAM_WRITER_HPP
 
 #include <upgradeable_streams/detail/connection.hpp>
+#include <upgradeable_streams/detail/handle.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 #include <upgradeable_streams/stream_reader.hpp>

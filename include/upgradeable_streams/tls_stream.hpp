@@ -1,10 +1,11 @@
 /// @file
-/// A TLS stream with the interface of asio::ssl::stream, for more speed in less memory.
+/// A TLS stream with the asynchronous interface of asio::ssl::stream, for more speed in less memory.
 #ifndef UPGRADEABLE_STREAMS_TLS_STREAM_HPP
 #define UPGRADEABLE_STREAMS_TLS_STREAM_HPP
 
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/tls_core.hpp>
+#include <upgradeable_streams/detail/tls_operations.hpp>
 
 #include <asio/async_result.hpp>
 #include <asio/buffer.hpp>
@@ -16,7 +17,6 @@
 #include <cstddef>
 #include <memory>
 #include <new>
-#include <stdexcept>
 #include <type_traits>
 #include <utility>
 

@@ -2,7 +2,7 @@
 //
 //   stream_line_server [LAYER] PORT CERTIFICATE KEY
 //
-// LAYER is the stream that does TLS: asio, which is asio::ssl::stream.
+// LAYER is the stream that does TLS: asio, which is asio::ssl::stream, unless it is tls_stream.
 
 #include "line_engine.hpp"
 #include "line_protocol.hpp"

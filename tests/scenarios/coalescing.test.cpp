@@ -148,6 +148,12 @@ void serve(bool tls, const handler& handle, const std::function<awaitable<void>(
         });
 }
 
+awaitable<void> ask_once(watched_peer& one)
+{
+    one.send("request\n");
+    co_await one.expect_at_once(answer());
+}
+
 /// Does nothing until the peer has gone.
 awaitable<void> wait_for_the_end(us::stream_reader& reader)
 {
@@ -179,11 +185,7 @@ TEST_CASE("coalescing: what a handler writes after a read leaves in one send and
                 co_await wait_for_a_timer();
             co_await wait_for_the_end(reader);
         },
-        [](watched_peer& one) -> awaitable<void>
-        {
-            one.send("request\n");
-            co_await one.expect_at_once(answer());
-        });
+        ask_once);
 }
 
 TEST_CASE("coalescing: what a handler writes after a timer leaves in one send and record")
@@ -204,11 +206,9 @@ TEST_CASE("coalescing: what a handler writes after a timer leaves in one send an
         },
         [](watched_peer& one) -> awaitable<void>
         {
-            one.send("request\n");
-            co_await one.expect_at_once(answer());
+            co_await ask_once(one);
             one.begin_to_count();
-            one.send("request\n");
-            co_await one.expect_at_once(answer());
+            co_await ask_once(one);
         });
 }
 
@@ -260,11 +260,7 @@ TEST_CASE("coalescing: what a coroutine that was just spawned writes leaves in o
             asio::co_spawn(co_await asio::this_coro::executor, write(writer), asio::detached);
             co_await wait_for_the_end(reader);
         },
-        [](watched_peer& one) -> awaitable<void>
-        {
-            one.send("request\n");
-            co_await one.expect_at_once(answer());
-        });
+        ask_once);
 }
 
 TEST_CASE("coalescing: the answers to requests that came together leave in one send and record")

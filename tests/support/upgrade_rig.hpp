@@ -334,5 +334,16 @@ inline test::duplex_plan plan_of(std::uint64_t size, std::size_t key_update_ever
     return plan;
 }
 
+/// The other end of `talk`: renews its keys 64 times, and shuts down when all went well.
+inline test::duplex_result renew_keys(test::raw_peer& peer, std::uint64_t size, bool request)
+{
+    auto plan = plan_of(size, std::size_t(size / 64), request);
+    plan.write_size = std::size_t(size / 200);
+    const auto result = test::exchange(peer, plan);
+    if (result.ok())
+        peer.tls_shutdown();
+    return result;
+}
+
 } // namespace test::rig
 #endif

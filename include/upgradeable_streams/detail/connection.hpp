@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_CONNECTION_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_CONNECTION_HPP
 
+#include <upgradeable_streams/detail/connection_settings.hpp>
 #include <upgradeable_streams/detail/handshake_limit.hpp>
 #include <upgradeable_streams/detail/read_buffer.hpp>
 #include <upgradeable_streams/detail/strand.hpp>
@@ -32,11 +33,9 @@
 #include <memory>
 #include <new>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 namespace upgradeable_streams::detail
 {
@@ -51,36 +50,6 @@ inline void throw_if(bool condition, errc error)
 {
     if (condition)
         throw std::system_error(error);
-}
-
-/// Options of a connection, owned.
-struct connection_settings
-{
-    tls_settings tls;
-    std::size_t limit = 64 * 1024;
-    std::shared_ptr<handshake_limit> handshakes;
-    std::shared_ptr<detail::strand> strand; ///< Null for a connection on whose executor nothing else runs meanwhile.
-};
-
-/// Checks and owns what connection_options and server_options have in common.
-template <typename Options>
-connection_settings make_settings(const Options& options, tls_role role, std::string_view server_hostname)
-{
-    if (options.upgradeable && !options.ssl)
-        throw std::invalid_argument("upgradeable needs ssl: the context to upgrade with");
-    if (options.limit == 0)
-        throw std::invalid_argument("limit must be greater than zero");
-    connection_settings made;
-    made.limit = options.limit;
-    made.tls.apply({.ssl = options.ssl,
-                    .role = role,
-                    .handshake_timeout = options.ssl_handshake_timeout,
-                    .shutdown_timeout = options.ssl_shutdown_timeout,
-                    .suppress_ragged_eofs = options.suppress_ragged_eofs});
-    made.tls.server_hostname = server_hostname;
-    if (options.ssl)
-        made.tls.make_ssl();
-    return made;
 }
 
 class read_handler;
@@ -230,7 +199,6 @@ protected:
         asio::error_code error = {};
     };
 
-
     /// asio::error::would_block when there is nothing.
     virtual std::size_t read_some(asio::mutable_buffer buffer, asio::error_code& error) = 0;
 
@@ -257,7 +225,7 @@ protected:
 
     std::optional<socket_address> peername_;
     std::optional<socket_address> sockname_;
-    bool is_dry_ = false; ///< The stream has nothing more before it was waited for.
+    bool is_dry_ = false; ///< There is nothing more to be told of the stream before it was waited for.
 
 private:
     /// Ends the connection with `reason` when time is up, unless destroyed before.
@@ -322,44 +290,6 @@ private:
     bool ending_ = false; ///< While write_eof tells the peer.
     std::size_t high_ = 64 * 1024;
     std::size_t low_ = 16 * 1024;
-};
-
-/// What a reader and its writer hold together; when the last handle goes, the connection is closed.
-class handle
-{
-public:
-    handle(std::shared_ptr<detail::connection> c, unsigned epoch) : connection_(std::move(c)), epoch_(epoch) {}
-
-    ~handle()
-    {
-        if (epoch_ != connection_->epoch() || connection_->is_closed())
-            return;
-        try
-        {
-            asio::post(connection_->get_executor(),
-                       [c = connection_, epoch = epoch_]
-                       {
-                           if (epoch == c->epoch())
-                               c->close();
-                       });
-        }
-        catch (...)
-        {
-            connection_->abort();
-        }
-    }
-
-    handle(const handle&) = delete;
-    handle& operator=(const handle&) = delete;
-
-    detail::connection& operator*() const { return *connection_; }
-    const std::shared_ptr<detail::connection>& connection() const { return connection_; }
-    unsigned epoch() const { return epoch_; }
-    void check_epoch() const { throw_if(epoch_ != connection_->epoch(), errc::connection_upgraded); }
-
-private:
-    std::shared_ptr<detail::connection> connection_;
-    unsigned epoch_;
 };
 
 class connection::expiry
@@ -471,7 +401,7 @@ inline std::size_t connection::read_now(asio::mutable_buffer memory)
 
 inline bool connection::receive_now()
 {
-    if (is_dry_ && !read_error_)
+    if (is_dry_)
         return false;
     const std::size_t size = read_now(buffer_.prepare(next_receive_));
     buffer_.commit(size);
@@ -516,6 +446,7 @@ inline void connection::receive(const read_result& result)
         if (result.error == asio::error::operation_aborted)
             throw std::system_error(result.error);
         read_error_ = result.error;
+        is_dry_ = false;
         if (result.error != asio::ssl::error::stream_truncated)
             lose(result.error);
         throw std::system_error(result.error);

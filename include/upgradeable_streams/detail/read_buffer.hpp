@@ -60,7 +60,7 @@ public:
     /// So much of what `prepare` gave was filled.
     void commit(std::size_t size) { end_ += size; }
 
-    static constexpr std::size_t small_size = 256;
+    static constexpr std::size_t small_size = 512;
 
 private:
     char* data() { return large_ ? large_.get() : small_.data(); }

@@ -33,6 +33,12 @@ int descriptor_of(Stream& stream)
         return invalid_descriptor;
 }
 
+/// An operation that was between two steps when the socket was closed finds no descriptor at its next.
+inline asio::error_code as_aborted(const asio::error_code& error)
+{
+    return error == asio::error::bad_descriptor ? asio::error_code(asio::error::operation_aborted) : error;
+}
+
 inline asio::error_code last_error()
 {
     return errno == EAGAIN ? asio::error::would_block : asio::error_code(errno, asio::error::get_system_category());

@@ -189,14 +189,18 @@ private:
         last_ = end.get();
     }
 
+    /// Sets the strand free unless something waits.
+    bool release()
+    {
+        const std::lock_guard lock(mutex_);
+        busy_ = first_ != nullptr;
+        return !busy_;
+    }
+
     void leave() noexcept
     {
-        {
-            const std::lock_guard lock(mutex_);
-            busy_ = first_ != nullptr;
-            if (!busy_)
-                return;
-        }
+        if (release())
+            return;
         try
         {
             go_on();
@@ -235,16 +239,8 @@ private:
 
     void drop_waiting()
     {
-        for (;;)
-        {
-            {
-                const std::lock_guard lock(mutex_);
-                busy_ = first_ != nullptr;
-                if (!busy_)
-                    return;
-            }
+        while (!release())
             take_waiting();
-        }
     }
 
     std::unique_ptr<task> take_waiting()

@@ -4,13 +4,14 @@
 #define UPGRADEABLE_STREAMS_DETAIL_STREAM_CONNECTION_HPP
 
 #include <upgradeable_streams/detail/connection.hpp>
-#include <upgradeable_streams/socket_address.hpp>
+#include <upgradeable_streams/detail/connection_settings.hpp>
+#include <upgradeable_streams/detail/read_buffer.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
+#include <upgradeable_streams/socket_address.hpp>
 #include <upgradeable_streams/tls.hpp>
 #include <upgradeable_streams/tls_stream.hpp>
 #include <upgradeable_streams/upgradeable_stream.hpp>
 
-#include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>
 #include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>
@@ -86,11 +87,8 @@ private:
 
     read_result arrived(const asio::error_code& error, std::size_t size) override
     {
-        if (stream_.state_->tls())
-        {
-            stream_.state_->tls()->core().received(error, size);
-            return {error == asio::error::operation_aborted ? error : asio::error_code(), 0};
-        }
+        if (auto* tls = stream_.state_->tls())
+            return {tls->core().received(error, size), 0};
         is_dry_ = size < read_buffer::small_size;
         return {error, size};
     }
@@ -110,7 +108,7 @@ private:
             result.error = asio::error::would_block;
             if constexpr (is_socket<Socket>)
                 result.size = send_at_once(stream_.next_layer().native_handle(),
-                                       {static_cast<const char*>(data.data()), data.size()}, result.error);
+                                           {static_cast<const char*>(data.data()), data.size()}, result.error);
             result.is_blocked = result.size < data.size();
         }
         if (result.error == asio::error::would_block)

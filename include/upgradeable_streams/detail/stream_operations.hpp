@@ -3,7 +3,9 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_STREAM_OPERATIONS_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_STREAM_OPERATIONS_HPP
 
+#include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/stream_state.hpp>
+#include <upgradeable_streams/detail/tls_core.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/tls.hpp>
 
@@ -83,7 +85,7 @@ struct read_operation
         switch (step)
         {
         case starting:
-            refusal = state->refusal() ? state->refusal() : state->read_error;
+            refusal = state->read_refusal();
             if (refusal)
             {
                 step = refusing;

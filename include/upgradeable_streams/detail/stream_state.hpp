@@ -3,6 +3,8 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_STREAM_STATE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_STREAM_STATE_HPP
 
+#include <upgradeable_streams/detail/socket_io.hpp>
+#include <upgradeable_streams/detail/tls_limits.hpp>
 #include <upgradeable_streams/detail/tls_link.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/tls.hpp>
@@ -38,12 +40,6 @@ inline bool begins_tls_record(std::string_view bytes)
 inline bool begins_tls_handshake(std::string_view bytes)
 {
     return begins_tls_record(bytes) && (bytes.empty() || bytes[0] == 0x16);
-}
-
-/// An operation that was between two steps when the socket was closed finds no descriptor at its next.
-inline asio::error_code as_aborted(const asio::error_code& error)
-{
-    return error == asio::error::bad_descriptor ? asio::error_code(asio::error::operation_aborted) : error;
 }
 
 template <typename Socket, template <typename> class TlsLayer>
@@ -134,13 +130,17 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
                                                         : asio::error_code();
     }
 
+    asio::error_code read_refusal() const
+    {
+        const asio::error_code refused = refusal();
+        return refused ? refused : read_error;
+    }
+
     /// As a read of the encrypted stream, but asio::error::would_block in place of waiting.
     template <typename Executor>
     std::size_t read_now(asio::mutable_buffer buffer, asio::error_code& error, const Executor& executor)
     {
-        error = refusal();
-        if (!error)
-            error = read_error;
+        error = read_refusal();
         const std::size_t size = error ? 0 : tls()->core().read(buffer, error, executor);
         if (error && error != asio::error::would_block)
             error = outcome_of_read(error);

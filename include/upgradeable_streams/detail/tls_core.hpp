@@ -1,11 +1,12 @@
 /// @file
-/// A TLS engine and its transport, and the operations on them that wait.
+/// A TLS engine and its transport.
 #ifndef UPGRADEABLE_STREAMS_DETAIL_TLS_CORE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_TLS_CORE_HPP
 
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/tls_engine.hpp>
+#include <upgradeable_streams/detail/tls_limits.hpp>
 #include <upgradeable_streams/error.hpp>
 
 #include <asio/bind_executor.hpp>
@@ -14,10 +15,8 @@
 #include <asio/compose.hpp>
 #include <asio/error.hpp>
 #include <asio/post.hpp>
-#include <asio/ssl/stream_base.hpp>
 #include <asio/steady_timer.hpp>
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <memory>
@@ -26,17 +25,9 @@
 #include <string_view>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 namespace upgradeable_streams::detail
 {
-
-/// How many bytes are kept of what a peer sent in place of TLS.
-inline constexpr std::size_t first_bytes_limit = 512;
-
-/// Beyond so many bytes not yet handed to the socket nothing more is read, lest a peer that asks for replies and
-/// receives none fills the memory.
-inline constexpr std::size_t reply_limit = 64 * 1024;
 
 template <typename Self>
 bool was_cancelled(const Self& self)
@@ -133,18 +124,17 @@ public:
     /// Whether something was received without waiting.
     bool receive()
     {
-        if constexpr (is_socket<next_layer_type>)
-        {
-            asio::error_code error;
-            const asio::mutable_buffer landing = prepare();
-            const std::size_t size =
-                receive_at_once(descriptor_of(next_), static_cast<char*>(landing.data()), landing.size(), error);
-            if (error == asio::error::would_block)
-                return false;
-            received(error, size);
-            return true;
-        }
-        return false;
+        const int descriptor = descriptor_of(next_);
+        if (descriptor == invalid_descriptor)
+            return false;
+        asio::error_code error;
+        const asio::mutable_buffer landing = prepare();
+        const std::size_t size =
+            receive_at_once(descriptor, static_cast<char*>(landing.data()), landing.size(), error);
+        if (error == asio::error::would_block)
+            return false;
+        received(error, size);
+        return true;
     }
 
     /// Waits until there may be more to read; what `handler` is given goes to `received`. One at a time.
@@ -155,17 +145,23 @@ public:
         next_.async_read_some(landing, std::forward<Handler>(handler));
     }
 
-    void received(const asio::error_code& error, std::size_t size)
+    /// Returns: operation_aborted when that ended the wait; any other error is told by the next read.
+    asio::error_code received(const asio::error_code& given, std::size_t size)
     {
+        const asio::error_code error = as_aborted(given);
         if (error == asio::error::operation_aborted)
-            return;
+            return error;
         if (error)
             engine.feed_error(error);
         const std::string_view bytes(static_cast<const char*>(landing_.data()), size);
         if (!engine.is_open() && !keep_first(bytes))
-            return engine.feed_error(asio::error::no_memory);
-        engine.feed(bytes);
-        engine.may_hold(size == landing_.size());
+            engine.feed_error(asio::error::no_memory);
+        else
+        {
+            engine.feed(bytes);
+            engine.may_hold(size == landing_.size());
+        }
+        return {};
     }
 
     /// Gives back the memory of the handshake.
@@ -195,8 +191,9 @@ private:
         bool started = false;
 
         template <typename Self>
-        void operator()(Self& self, const asio::error_code& error = {}, std::size_t size = 0)
+        void operator()(Self& self, asio::error_code error = {}, std::size_t size = 0)
         {
+            error = as_aborted(error);
             const bool is_sender = std::exchange(sending, false);
             if (is_sender)
                 core->sent(error, size);
@@ -292,222 +289,6 @@ private:
     asio::error_code failure_;
     asio::steady_timer changed_; ///< Cancelled when something was sent.
     NextLayer next_;
-};
-
-template <typename Core, typename MutableBufferSequence>
-struct tls_read_operation
-{
-    std::shared_ptr<Core> core;
-    MutableBufferSequence buffers;
-    enum { starting, flushing, receiving, completing } step = starting;
-    asio::error_code result = {};
-    std::size_t size = 0;
-
-    template <typename Self>
-    void operator()(Self& self, const asio::error_code& error = {}, std::size_t received = 0)
-    {
-        const bool first = step == starting;
-        switch (step)
-        {
-        case receiving:
-            core->received(error, received);
-            if (error == asio::error::operation_aborted)
-                return self.complete(error, 0);
-            [[fallthrough]];
-        case starting:
-            if (asio::buffer_size(buffers) > 0)
-                size = core->read(buffers, result, self.get_executor());
-            if (result != asio::error::would_block)
-            {
-                step = completing;
-                return first ? asio::post(std::move(self)) : self.complete(result, size);
-            }
-            if (core->has_too_many_replies())
-            {
-                step = flushing;
-                const auto keep = core;
-                return keep->async_flush(std::move(self));
-            }
-            [[fallthrough]];
-        case flushing:
-        {
-            if (was_cancelled(self))
-                return self.complete(asio::error::operation_aborted, 0);
-            step = receiving;
-            const auto keep = core;
-            return keep->async_receive(std::move(self));
-        }
-        case completing: return self.complete(result, size);
-        }
-    }
-};
-
-template <typename Core, typename ConstBufferSequence>
-struct tls_write_operation
-{
-    std::shared_ptr<Core> core;
-    ConstBufferSequence buffers;
-    enum { starting, waiting, flushing, completing } step = starting;
-    asio::error_code result = {};
-    std::size_t size = 0;
-
-    template <typename Self>
-    void operator()(Self& self, const asio::error_code& error = {}, std::size_t = 0)
-    {
-        const bool first = step == starting;
-        switch (step)
-        {
-        case waiting:
-            if (error)
-                return finish(self, error);
-            [[fallthrough]];
-        case starting:
-            if (asio::buffer_size(buffers) > 0)
-                size = core->write(buffers, result);
-            if (result == asio::error::would_block || (!result && !core->is_flushed()))
-            {
-                step = result ? waiting : flushing;
-                const auto keep = core;
-                return keep->async_flush(std::move(self));
-            }
-            step = completing;
-            return first ? asio::post(std::move(self)) : self.complete(result, result ? 0 : size);
-        case flushing: return finish(self, error);
-        case completing: return self.complete(result, result ? 0 : size);
-        }
-    }
-
-    template <typename Self>
-    void finish(Self& self, const asio::error_code& error)
-    {
-        if (error == asio::error::operation_aborted)
-            core->fail(errc::stream_unusable);
-        self.complete(error, error ? 0 : size);
-    }
-};
-
-/// A handshake or a shutdown: `Action` is tried until it does not ask for input.
-template <typename Core, typename Action>
-struct tls_exchange_operation
-{
-    std::shared_ptr<Core> core;
-    Action action;
-    enum { starting, acting, flushing, receiving, completing } step = starting;
-    asio::error_code result = {};
-    bool suspended = false;
-
-    template <typename Self>
-    void operator()(Self& self, const asio::error_code& error = {}, std::size_t size = 0)
-    {
-        suspended = suspended || step != starting;
-        const auto keep = core;
-        for (;;)
-            switch (step)
-            {
-            case starting:
-                result = core->failure();
-                if (result)
-                    return finish(self);
-                [[fallthrough]];
-            case acting:
-                core->engine.use(invalid_descriptor);
-                action(core->engine, result);
-                core->flush();
-                step = flushing;
-                if (!core->is_flushed())
-                    return keep->async_flush(std::move(self));
-                break;
-            case flushing:
-                if (!result || result == asio::error::would_block)
-                    if (core->write_error())
-                        result = core->write_error();
-                if (was_cancelled(self))
-                    result = asio::error::operation_aborted;
-                if (result != asio::error::would_block)
-                    return finish(self);
-                step = acting;
-                if (core->receive())
-                    break;
-                step = receiving;
-                return keep->async_receive(std::move(self));
-            case receiving:
-                core->received(error, size);
-                step = acting;
-                if (error != asio::error::operation_aborted)
-                    break;
-                result = error;
-                return finish(self);
-            case completing: return action.complete(self, *keep, result);
-            }
-    }
-
-    template <typename Self>
-    void finish(Self& self)
-    {
-        if (result == asio::error::operation_aborted)
-            core->fail(errc::stream_unusable);
-        else if (result && !core->engine.is_open())
-            core->fail(result);
-        step = completing;
-        if (suspended)
-        {
-            const auto keep = core;
-            return action.complete(self, *keep, result);
-        }
-        asio::post(std::move(self));
-    }
-};
-
-/// Tells how many of the bytes that were received before it took, if that is `Counted`.
-template <bool Counted, typename ConstBufferSequence>
-struct tls_handshake
-{
-    bool is_server;
-    ConstBufferSequence buffers;
-    std::vector<char> received = {}; ///< Not a string, which may move with its bytes.
-    bool began = false;
-
-    void operator()(tls_engine& engine, asio::error_code& error)
-    try
-    {
-        if (!std::exchange(began, true))
-        {
-            received.resize(asio::buffer_size(buffers));
-            asio::buffer_copy(asio::buffer(received), buffers);
-            engine.feed({received.data(), received.size()});
-        }
-        engine.handshake(is_server, error);
-    }
-    catch (const std::bad_alloc&)
-    {
-        error = asio::error::no_memory;
-    }
-
-    template <typename Self, typename Core>
-    void complete(Self& self, Core& core, const asio::error_code& error)
-    {
-        const std::string_view rest = core.engine.fed();
-        const bool is_ours = rest.data() + rest.size() == received.data() + received.size();
-        const std::size_t consumed = received.size() - (is_ours ? rest.size() : 0);
-        if (is_ours)
-            core.engine.feed({}); // it goes with this operation
-        core.end_handshake();
-        if constexpr (Counted)
-            self.complete(error, consumed);
-        else
-            self.complete(error);
-    }
-};
-
-struct tls_shutdown
-{
-    void operator()(tls_engine& engine, asio::error_code& error) { engine.shutdown(error); }
-
-    template <typename Self, typename Core>
-    void complete(Self& self, Core&, const asio::error_code& error)
-    {
-        self.complete(error);
-    }
 };
 
 } // namespace upgradeable_streams::detail

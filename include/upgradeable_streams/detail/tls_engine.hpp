@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_DETAIL_TLS_ENGINE_HPP
 
 #include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/record_buffer.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
 
 #include <asio/buffer.hpp>
@@ -15,7 +16,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstring>
 #include <memory>
 #include <new>
 #include <string>
@@ -26,50 +26,6 @@
 
 namespace upgradeable_streams::detail
 {
-
-/// How much is encrypted before it is sent.
-inline constexpr std::size_t tls_batch = 16 * SSL3_RT_MAX_PLAIN_LENGTH;
-
-/// Room for the records of a batch, which the connections of a thread take turns to use.
-class record_buffer
-{
-public:
-    static constexpr std::size_t capacity =
-        tls_batch / SSL3_RT_MAX_PLAIN_LENGTH * (SSL3_RT_HEADER_LENGTH + SSL3_RT_MAX_ENCRYPTED_LENGTH);
-
-    record_buffer() : bytes_(std::move(spare()))
-    {
-        if (!bytes_)
-            bytes_.reset(new char[capacity]);
-    }
-
-    ~record_buffer() { spare() = std::move(bytes_); }
-
-    record_buffer(const record_buffer&) = delete;
-    record_buffer& operator=(const record_buffer&) = delete;
-
-    /// Whether there was room.
-    bool append(std::string_view bytes)
-    {
-        if (bytes.size() > capacity - size_)
-            return false;
-        std::memcpy(bytes_.get() + size_, bytes.data(), bytes.size());
-        size_ += bytes.size();
-        return true;
-    }
-
-    std::string_view filled() const { return {bytes_.get(), size_}; }
-
-private:
-    static std::unique_ptr<char[]>& spare()
-    {
-        static thread_local std::unique_ptr<char[]> kept;
-        return kept;
-    }
-
-    std::unique_ptr<char[]> bytes_;
-    std::size_t size_ = 0;
-};
 
 /// One TLS connection. Nothing here waits: for want of input an operation ends with asio::error::would_block.
 ///
@@ -144,12 +100,9 @@ public:
     /// Sends what the descriptor takes.
     void flush(asio::error_code& error)
     {
-        while (unsent() > 0 && descriptor_ != invalid_descriptor && !error)
-            sent_ += send_at_once(descriptor_, std::string_view(unsent_).substr(sent_), error);
+        sent_ += send_some(std::string_view(unsent_).substr(sent_), error);
         if (unsent() == 0)
             take_unsent();
-        if (error == asio::error::would_block)
-            error.clear();
     }
 
     // TLS
@@ -207,19 +160,13 @@ public:
     std::size_t write(const ConstBufferSequence& buffers, asio::error_code& error)
     try
     {
-        record_buffer records;
+        record_buffer records(asio::buffer_size(buffers));
         records_ = &records;
         const std::size_t size = encrypt(buffers, error);
         records_ = nullptr;
         std::string_view rest = records.filled();
-        if (descriptor_ != invalid_descriptor && unsent() == 0)
-        {
-            asio::error_code send_error;
-            while (!rest.empty() && !send_error)
-                rest.remove_prefix(send_at_once(descriptor_, rest, send_error));
-            if (send_error && send_error != asio::error::would_block)
-                error = send_error;
-        }
+        if (unsent() == 0)
+            rest.remove_prefix(send_some(rest, error));
         if (!rest.empty())
             unsent_.insert(0, rest);
         return size;
@@ -237,6 +184,18 @@ private:
 
     /// Before the handshake is done nothing is received beyond what is fed, lest plain text behind it goes unnoticed.
     bool may_receive() const { return is_open_ && may_hold_ && descriptor_ != invalid_descriptor; }
+
+    /// Sends of `bytes` what the descriptor takes; sets `error` when that fails for good.
+    std::size_t send_some(std::string_view bytes, asio::error_code& error)
+    {
+        std::size_t size = 0;
+        asio::error_code failed;
+        while (size < bytes.size() && descriptor_ != invalid_descriptor && !failed)
+            size += send_at_once(descriptor_, bytes.substr(size), failed);
+        if (failed && failed != asio::error::would_block)
+            error = failed;
+        return size;
+    }
 
     template <typename Function>
     asio::error_code outcome(Function function)

@@ -3,7 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_WRITE_QUEUE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_WRITE_QUEUE_HPP
 
-#include <upgradeable_streams/detail/tls_core.hpp>
+#include <upgradeable_streams/detail/tls_limits.hpp>
 
 #include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>

@@ -1,0 +1,50 @@
+/// @file
+/// Options of a connection, checked and owned.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_CONNECTION_SETTINGS_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_CONNECTION_SETTINGS_HPP
+
+#include <upgradeable_streams/detail/handshake_limit.hpp>
+#include <upgradeable_streams/detail/strand.hpp>
+#include <upgradeable_streams/tls.hpp>
+
+#include <cstddef>
+#include <memory>
+#include <stdexcept>
+#include <string_view>
+
+namespace upgradeable_streams::detail
+{
+
+/// Options of a connection, owned.
+struct connection_settings
+{
+    tls_settings tls;
+    std::size_t limit = 64 * 1024;
+    std::shared_ptr<handshake_limit> handshakes;
+    std::shared_ptr<detail::strand> strand; ///< Null for a connection on whose executor nothing else runs meanwhile.
+};
+
+/// Checks and owns what connection_options and server_options have in common.
+template <typename Options>
+connection_settings make_settings(const Options& options, tls_role role, std::string_view server_hostname)
+{
+    if (options.upgradeable && !options.ssl)
+        throw std::invalid_argument("upgradeable needs ssl: the context to upgrade with");
+    if (options.limit == 0)
+        throw std::invalid_argument("limit must be greater than zero");
+    connection_settings made;
+    made.limit = options.limit;
+    made.tls.apply({.ssl = options.ssl,
+                    .role = role,
+                    .handshake_timeout = options.ssl_handshake_timeout,
+                    .shutdown_timeout = options.ssl_shutdown_timeout,
+                    .suppress_ragged_eofs = options.suppress_ragged_eofs});
+    made.tls.server_hostname = server_hostname;
+    if (options.ssl)
+        made.tls.make_ssl();
+    return made;
+}
+
+} // namespace upgradeable_streams::detail
+
+#endif
