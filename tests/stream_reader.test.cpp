@@ -210,7 +210,7 @@ TEST_CASE("readinto: at least one byte and at most as many as there is memory, i
 {
     const auto chunk = GENERATE(from_range(test::chunk_sizes));
     const bool tls = GENERATE(false, true);
-    const std::size_t size = GENERATE(1, 3, 1000, 100'000);
+    const std::size_t size = GENERATE(as<std::size_t>{}, 1, 3, 1000, 100'000);
     CAPTURE(chunk, tls, size);
     test::run(
         [=]() -> awaitable<void>

@@ -216,6 +216,230 @@ TEST_CASE("tls_stream: data arrives whole in either role, however the next layer
         });
 }
 
+// Blocking
+
+TEST_CASE("tls_stream: blocking, data arrives whole in either role, however the next layer splits it")
+{
+    const auto role = GENERATE(tls_role::client, tls_role::server);
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    CAPTURE(int(role), chunk);
+    const std::string data = test::pattern(3).bytes(0, chunk == 1 ? 20'000 : 600'000);
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    auto peer = play_tls(std::move(raw), role,
+                         [&](test::raw_peer& p)
+                         {
+                             const std::string received = p.tls_read_exactly(data.size());
+                             p.key_update(true);
+                             p.tls_write(received);
+                             CHECK(p.tls_read_line() == "end\n");
+                         });
+    chunked_layer layer(test::chunked_stream(std::move(socket), chunk), context_of(role));
+    layer.handshake(type_of(role));
+    const std::array<asio::const_buffer, 3> parts{asio::buffer(data, 3), asio::const_buffer(), asio::buffer(data) + 3};
+    CHECK(asio::write(layer, parts) == data.size());
+    std::string echoed(data.size(), '\0');
+    CHECK(asio::read(layer, asio::buffer(echoed)) == data.size());
+    CHECK((echoed == data));
+    CHECK(layer.read_some(asio::mutable_buffer()) == 0);
+    CHECK(layer.write_some(asio::const_buffer()) == 0);
+    asio::write(layer, asio::buffer("end\n", 4));
+    layer.shutdown();
+    peer.get();
+    CHECK(io.run() == 0);
+}
+
+TEST_CASE("tls_stream: blocking, over a socket, and a conversation that goes on with coroutines")
+{
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    auto peer = play_tls(std::move(raw), tls_role::server,
+                         [](test::raw_peer& p)
+                         {
+                             for (int i = 0; i < 4; ++i)
+                                 p.tls_write(p.tls_read_line());
+                         });
+    socket_layer layer(std::move(socket), context_of(tls_role::server));
+    layer.handshake(socket_layer::server);
+    std::string answer(5, '\0');
+    asio::write(layer, asio::buffer("one.\n", 5));
+    asio::read(layer, asio::buffer(answer));
+    CHECK(answer == "one.\n");
+    test::run_on(io,
+                 [&]() -> asio::awaitable<void>
+                 {
+                     co_await write(layer, "two.\n");
+                     const std::string line = co_await read_line(layer);
+                     CHECK(line == "two.\n");
+                 });
+    asio::write(layer, asio::buffer("three\nfour.\n", 12));
+    answer.resize(12);
+    asio::read(layer, asio::buffer(answer));
+    CHECK(answer == "three\nfour.\n");
+    asio::error_code error;
+    layer.shutdown(error);
+    CHECK(!error);
+    peer.get();
+}
+
+TEST_CASE("tls_stream: blocking, a handshake takes what was received before")
+{
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    std::promise<std::size_t> size_of_hello;
+    auto peer = play(std::move(raw),
+                     [&](test::raw_peer& p)
+                     {
+                         auto settings = test::localhost_client();
+                         settings.send_flight = [&](std::string_view flight, const auto& send)
+                         {
+                             size_of_hello.set_value(flight.size());
+                             send(flight);
+                         };
+                         p.tls_connect(settings);
+                         p.tls_shutdown();
+                     });
+    std::string received(size_of_hello.get_future().get(), '\0');
+    asio::read(socket, asio::buffer(received));
+    socket_layer layer(std::move(socket), context_of(tls_role::server));
+    layer.handshake(socket_layer::server, asio::buffer(received));
+    char byte = 0;
+    asio::error_code error;
+    CHECK(layer.read_some(asio::buffer(&byte, 1), error) == 0);
+    CHECK(error == asio::error::eof);
+    layer.shutdown();
+    peer.get();
+}
+
+TEST_CASE("tls_stream: blocking, an error is thrown as std::system_error or put into the error_code")
+{
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    auto peer = play(std::move(raw), [](test::raw_peer& p) { p.send_all("421 no\r\n"); });
+    socket_layer layer(std::move(socket), context_of(tls_role::client));
+    char byte = 0;
+    asio::error_code error;
+    CHECK(layer.read_some(asio::buffer(&byte, 1), error) == 0);
+    CHECK(error == asio::error::not_connected);
+    CHECK(layer.write_some(asio::buffer("x", 1), error) == 0);
+    CHECK(error == asio::error::not_connected);
+    CHECK_THROWS_AS(layer.handshake(socket_layer::client), std::system_error);
+    layer.handshake(socket_layer::client, error);
+    CHECK(error.category() == asio::error::get_ssl_category());
+    CHECK_THROWS_AS(layer.read_some(asio::buffer(&byte, 1)), std::system_error);
+    CHECK_THROWS_AS(layer.write_some(asio::buffer("x", 1)), std::system_error);
+    CHECK_THROWS_AS(layer.shutdown(), std::system_error);
+    peer.get();
+}
+
+TEST_CASE("tls_stream: over a socket that does not block, would_block is no failure and nothing is lost")
+{
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    shrink_buffers(socket.native_handle());
+    std::promise<void> read_on;
+    const std::string data = test::pattern(3).bytes(0, 4'000'000);
+    auto peer = play_tls(std::move(raw), tls_role::client,
+                         [&](test::raw_peer& p)
+                         {
+                             read_on.get_future().wait();
+                             CHECK((p.tls_read_exactly(data.size()) == data));
+                             p.tls_write("end\n");
+                         });
+    socket_layer layer(std::move(socket), context_of(tls_role::client));
+    layer.lowest_layer().non_blocking(true);
+    const auto again = [&](short events, auto function)
+    {
+        std::size_t times = 0;
+        asio::error_code error = asio::error::would_block;
+        for (; error == asio::error::would_block; ++times)
+        {
+            if (times > 0)
+            {
+                pollfd entry{layer.lowest_layer().native_handle(), events, 0};
+                REQUIRE(::poll(&entry, 1, 60'000) == 1);
+            }
+            function(error);
+        }
+        CHECK(error == asio::error_code());
+        return times;
+    };
+    again(POLLIN, [&](asio::error_code& error) { layer.handshake(socket_layer::client, error); });
+    std::size_t sent = 0;
+    asio::error_code error;
+    const auto write_more = [&](asio::error_code& e) { sent += layer.write_some(asio::buffer(data) + sent, e); };
+    while (!error)
+        write_more(error);
+    CHECK(error == asio::error::would_block);
+    CHECK(sent < data.size());
+    read_on.set_value();
+    while (sent < data.size())
+        again(POLLOUT, write_more);
+    std::string line(4, '\0');
+    std::size_t received = 0;
+    while (received < line.size())
+        again(POLLIN, [&](asio::error_code& e) { received += layer.read_some(asio::buffer(line) + received, e); });
+    CHECK(line == "end\n");
+    again(POLLIN, [&](asio::error_code& e) { layer.shutdown(e); });
+    peer.get();
+}
+
+// Verification
+
+TEST_CASE("tls_stream: a verify callback has the last word on the peer's certificate")
+{
+    enum class word
+    {
+        accepts,
+        refuses,
+        throws
+    };
+    const auto said = GENERATE(word::accepts, word::refuses, word::throws);
+    const bool trusted = GENERATE(true, false);
+    CAPTURE(int(said), trusted);
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    auto peer = play(std::move(raw),
+                     [](test::raw_peer& p)
+                     {
+                         try
+                         {
+                             handshake(p, tls_role::client);
+                             p.tls_shutdown();
+                         }
+                         catch (const std::exception&) // of a server that was refused
+                         {
+                         }
+                     });
+    asio::ssl::context nobody(asio::ssl::context::tls_client);
+    socket_layer layer(std::move(socket), trusted ? context_of(tls_role::client) : nobody);
+    layer.set_verify_mode(asio::ssl::verify_peer);
+    bool was_trusted = true;
+    int asked = 0;
+    layer.set_verify_callback(
+        [&](bool preverified, asio::ssl::verify_context& context)
+        {
+            ++asked;
+            CHECK(X509_STORE_CTX_get_current_cert(context.native_handle()) != nullptr);
+            was_trusted = was_trusted && preverified;
+            if (said == word::throws)
+                throw std::runtime_error("no opinion");
+            return said == word::accepts;
+        });
+    asio::error_code error;
+    layer.handshake(socket_layer::client, error);
+    CHECK(asked > 0);
+    CHECK(was_trusted == trusted);
+    if (said == word::accepts)
+    {
+        CHECK(!error);
+        layer.shutdown();
+    }
+    else
+        CHECK(ERR_GET_REASON(static_cast<unsigned long>(error.value())) == SSL_R_CERTIFICATE_VERIFY_FAILED);
+    peer.get();
+}
+
 // The handshake
 
 TEST_CASE("tls_stream: a handshake takes all of a ClientHello that was received before, and tells so")

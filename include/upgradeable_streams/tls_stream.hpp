@@ -1,5 +1,5 @@
 /// @file
-/// A TLS stream with the asynchronous interface of asio::ssl::stream, for more speed in less memory.
+/// A TLS stream with the interface of asio::ssl::stream, for more speed in less memory.
 #ifndef UPGRADEABLE_STREAMS_TLS_STREAM_HPP
 #define UPGRADEABLE_STREAMS_TLS_STREAM_HPP
 
@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <memory>
 #include <new>
+#include <system_error>
 #include <type_traits>
 #include <utility>
 
@@ -25,8 +26,8 @@ namespace upgradeable_streams
 
 namespace detail
 {
-template <typename Socket, template <typename> class TlsLayer>
-class tls_link;
+template <typename Socket>
+class direct_tls_link;
 }
 
 /// An AsyncStream that speaks TLS over another, as asio::ssl::stream does.
@@ -37,13 +38,18 @@ class tls_link;
 ///   buffer is held beyond 512 bytes for the record to come.
 /// - Reads and writes are right in full duplex, when the peer renews its keys too (RFC 8446 section 4.6.3).
 /// - Before the handshake any number of bytes may have been received.
-/// - It may be moved or destroyed while operations are pending, which then end with asio::error::operation_aborted; over
+/// - It may be moved or destroyed while operations are pending, which then end with asio::error::operation_aborted;
+/// over
 ///   a reference, once the next layer is closed.
 /// - An end without a close_notify is asio::ssl::error::stream_truncated; the first error of reading is repeated.
 /// - It does not renegotiate (RFC 9325 section 3.5).
 ///
 /// Cancellation: a cancelled read loses nothing. After a cancelled write, handshake or shutdown half a record may have
 /// been sent, so every later operation reports errc::stream_unusable.
+///
+/// Blocking: a function without `async_` in its name blocks as the next layer's read_some and write_some do, and is not
+/// to be called while an operation is pending. One without an error_code throws std::system_error. Over a next layer
+/// that does not block, asio::error::would_block is no failure: the same call is to be made again, as SSL_write's.
 ///
 /// Concurrency: one read and one write may be pending at a time, and neither beside a handshake or a shutdown, on one
 /// thread or strand.
@@ -104,21 +110,48 @@ public:
         SSL_set_verify(native_handle(), mode, SSL_get_verify_callback(native_handle()));
     }
 
+    void set_verify_mode(asio::ssl::verify_mode mode, asio::error_code& error)
+    {
+        set_verify_mode(mode);
+        error.clear();
+    }
+
     void set_verify_depth(int depth) { SSL_set_verify_depth(native_handle(), depth); }
+
+    void set_verify_depth(int depth, asio::error_code& error)
+    {
+        set_verify_depth(depth);
+        error.clear();
+    }
+
+    /// What has the last word on each of the peer's certificates: bool(bool preverified, asio::ssl::verify_context&).
+    /// To throw is to refuse.
+    template <typename VerifyCallback>
+    void set_verify_callback(VerifyCallback callback)
+    {
+        core_->engine.set_verify_callback(std::move(callback));
+    }
+
+    template <typename VerifyCallback>
+    void set_verify_callback(VerifyCallback callback, asio::error_code& error)
+    {
+        set_verify_callback(std::move(callback));
+        error.clear();
+    }
 
     /// Sends and receives what the handshake needs; the signature is void(asio::error_code).
     template <typename Token = asio::default_completion_token_t<executor_type>>
     auto async_handshake(handshake_type type, Token&& token = {})
     {
-        return exchange<void(asio::error_code)>(
-            detail::tls_handshake<false, asio::const_buffer>{type == server, {}}, std::forward<Token>(token));
+        return exchange<void(asio::error_code)>(detail::tls_handshake<false, asio::const_buffer>{type == server, {}},
+                                                std::forward<Token>(token));
     }
 
     /// As async_handshake, when the caller has received bytes already. The signature is void(asio::error_code,
     /// std::size_t), with how many of them the handshake took; nothing else is to be done with them.
     template <typename ConstBufferSequence, typename Token = asio::default_completion_token_t<executor_type>>
-        requires asio::is_const_buffer_sequence<ConstBufferSequence>::value
-    auto async_handshake(handshake_type type, const ConstBufferSequence& received, Token&& token = {})
+    requires asio::is_const_buffer_sequence<ConstBufferSequence>::value auto
+    async_handshake(handshake_type type, const ConstBufferSequence& received, Token&& token = {})
     {
         return exchange<void(asio::error_code, std::size_t)>(
             detail::tls_handshake<true, ConstBufferSequence>{type == server, received}, std::forward<Token>(token));
@@ -159,9 +192,77 @@ public:
             token, core_, buffers);
     }
 
+    void handshake(handshake_type type)
+    {
+        asio::error_code error;
+        handshake(type, error);
+        throw_if(error);
+    }
+
+    void handshake(handshake_type type, asio::error_code& error) { handshake(type, asio::const_buffer(), error); }
+
+    /// When the caller has received bytes already, all of which are the handshake's.
+    template <typename ConstBufferSequence>
+    requires asio::is_const_buffer_sequence<ConstBufferSequence>::value void
+    handshake(handshake_type type, const ConstBufferSequence& received)
+    {
+        asio::error_code error;
+        handshake(type, received, error);
+        throw_if(error);
+    }
+
+    template <typename ConstBufferSequence>
+    void handshake(handshake_type type, const ConstBufferSequence& received, asio::error_code& error)
+    {
+        using action = detail::tls_handshake<false, ConstBufferSequence>;
+        block(detail::tls_exchange_operation<core, action>{core_, action{type == server, received}}, error);
+    }
+
+    void shutdown()
+    {
+        asio::error_code error;
+        shutdown(error);
+        throw_if(error);
+    }
+
+    void shutdown(asio::error_code& error)
+    {
+        block(detail::tls_exchange_operation<core, detail::tls_shutdown>{core_, {}}, error);
+    }
+
+    template <typename MutableBufferSequence>
+    std::size_t read_some(const MutableBufferSequence& buffers)
+    {
+        asio::error_code error;
+        const std::size_t size = read_some(buffers, error);
+        throw_if(error);
+        return size;
+    }
+
+    template <typename MutableBufferSequence>
+    std::size_t read_some(const MutableBufferSequence& buffers, asio::error_code& error)
+    {
+        return block(detail::tls_read_operation<core, MutableBufferSequence>{core_, buffers}, error);
+    }
+
+    template <typename ConstBufferSequence>
+    std::size_t write_some(const ConstBufferSequence& buffers)
+    {
+        asio::error_code error;
+        const std::size_t size = write_some(buffers, error);
+        throw_if(error);
+        return size;
+    }
+
+    template <typename ConstBufferSequence>
+    std::size_t write_some(const ConstBufferSequence& buffers, asio::error_code& error)
+    {
+        return block(detail::tls_write_operation<core, ConstBufferSequence>{core_, buffers}, error);
+    }
+
 private:
-    template <typename Socket, template <typename> class TlsLayer>
-    friend class detail::tls_link;
+    template <typename Socket>
+    friend class detail::direct_tls_link;
 
     template <typename Signature, typename Action, typename Token>
     auto exchange(Action action, Token&& token)
@@ -173,6 +274,18 @@ private:
                     detail::tls_exchange_operation<core, Action>{c, std::move(a)}, handler, c->next());
             },
             token, core_, std::move(action));
+    }
+
+    template <typename Operation>
+    std::size_t block(Operation operation, asio::error_code& error)
+    {
+        return detail::blocking_call().run(*core_, std::move(operation), error);
+    }
+
+    static void throw_if(const asio::error_code& error)
+    {
+        if (error)
+            throw std::system_error(error);
     }
 
     std::shared_ptr<core> core_;

@@ -17,6 +17,7 @@
 #include <asio/this_coro.hpp>
 #include <asio/use_awaitable.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <optional>
@@ -130,8 +131,9 @@ asio::awaitable<void> client(session& s, stop how, tcp::endpoint endpoint, asio:
 {
     const auto connect = [&]() -> asio::awaitable<void>
     {
-        auto made = co_await us::open_connection("127.0.0.1", endpoint.port(),
-                                                 {.ssl = &ssl, .upgradeable = true, .server_hostname = "localhost", .limit = limit});
+        auto made = co_await us::open_connection(
+            "127.0.0.1", endpoint.port(),
+            {.ssl = &ssl, .upgradeable = true, .server_hostname = "localhost", .limit = limit});
         if (!s.stopped)
             s.pair.emplace(std::move(made));
     };
@@ -241,33 +243,37 @@ TEST_CASE("cancellations: a session that is cancelled, or whose handles are drop
     const stop how = GENERATE(stop::cancel, stop::cancel_again, stop::drop);
     asio::ssl::context& ssl = GENERATE(true, false) ? test::client_context() : test::tls12_client_context();
     CHECK(stop_after(100'000, how, role, ssl).complete);
-    std::set<std::string> awaited;
-    std::size_t steps = 0;
-    for (bool stopped = true; stopped && steps < 10'000; ++steps)
-    {
-        const std::size_t descriptors = test::open_descriptors();
-        const test::memory_use before = test::allocated();
-        const outcome made = stop_after(steps, how, role, ssl);
-        const test::memory_use after = test::allocated();
-        stopped = !made.awaited.empty();
-        const bool may_go_on = how == stop::cancel_again && repeatable.contains(made.awaited);
-        INFO("step " << steps << ", " << made.awaited << ", " << made.error.message());
-        if (may_go_on)
-            CHECK(made.complete);
-        else
-            CHECK((made.complete || made.error == asio::error::operation_aborted));
-        CHECK(after.allocations == before.allocations);
-        CHECK(after.bytes == before.bytes);
-        CHECK(test::open_descriptors() == descriptors);
-        awaited.emplace(made.awaited);
-    }
     std::set<std::string> expected = {"", "readline in plain text", "start_tls", "drain", "readline in TLS"};
     if (role == us::tls_role::client)
         expected.insert({"open_connection", "wait_closed"});
     else
         expected.insert("accept");
+    std::set<std::string> awaited;
+    // The same number of steps leads further at one time than at another, so that one round may miss a short wait.
+    for (int round = 0; round < 10 && !std::ranges::includes(awaited, expected); ++round)
+    {
+        std::size_t steps = 0;
+        for (bool stopped = true; stopped && steps < 10'000; ++steps)
+        {
+            const std::size_t descriptors = test::open_descriptors();
+            const test::memory_use before = test::allocated();
+            const outcome made = stop_after(steps, how, role, ssl);
+            const test::memory_use after = test::allocated();
+            stopped = !made.awaited.empty();
+            const bool may_go_on = how == stop::cancel_again && repeatable.contains(made.awaited);
+            INFO("step " << steps << ", " << made.awaited << ", " << made.error.message());
+            if (may_go_on)
+                CHECK(made.complete);
+            else
+                CHECK((made.complete || made.error == asio::error::operation_aborted));
+            CHECK(after.allocations == before.allocations);
+            CHECK(after.bytes == before.bytes);
+            CHECK(test::open_descriptors() == descriptors);
+            awaited.emplace(made.awaited);
+        }
+        CHECK(steps >= 20);
+    }
     if (role == us::tls_role::server) // the client has closed before
         awaited.erase("wait_closed");
     CHECK(awaited == expected);
-    CHECK(steps >= 20);
 }

@@ -420,7 +420,7 @@ TEST_CASE("coalescing: small and large writes arrive whole and in order over a s
 TEST_CASE("coalescing: what is written before the last handle is dropped arrives, then the end")
 {
     const bool tls = GENERATE(false, true);
-    const std::size_t size = GENERATE(1, 100'000, 3'000'000);
+    const std::size_t size = GENERATE(as<std::size_t>{}, 1, 100'000, 3'000'000);
     const bool after_a_read = GENERATE(false, true);
     CAPTURE(tls, size, after_a_read);
     const std::string sent = test::pattern(8).bytes(0, size);
@@ -459,7 +459,7 @@ TEST_CASE("coalescing: what is written before the last handle is dropped arrives
 TEST_CASE("coalescing: what a handler writes before it returns or throws arrives, then the end")
 {
     const bool tls = GENERATE(false, true);
-    const std::size_t size = GENERATE(1, 100'000, 3'000'000);
+    const std::size_t size = GENERATE(as<std::size_t>{}, 1, 100'000, 3'000'000);
     const bool throws = GENERATE(false, true);
     CAPTURE(tls, size, throws);
     const std::string sent = test::pattern(9).bytes(0, size);

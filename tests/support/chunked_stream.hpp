@@ -17,7 +17,8 @@ namespace test
 /// For `GENERATE(from_range(test::chunk_sizes))`.
 inline constexpr std::array<std::size_t, 5> chunk_sizes{1, 5, 64, 1024, 0};
 
-/// An AsyncStream that passes at most n bytes to and from the next layer with each operation; 0 means any number.
+/// An AsyncStream and SyncStream that passes at most n bytes to and from the next layer with each operation; 0 means
+/// any number.
 template <typename NextLayer>
 class chunked_stream
 {
@@ -59,6 +60,20 @@ public:
         ++writes_;
         return next_.async_write_some(first<asio::const_buffer>(buffers, write_chunk_),
                                       std::forward<CompletionToken>(token));
+    }
+
+    template <typename MutableBufferSequence>
+    std::size_t read_some(const MutableBufferSequence& buffers, asio::error_code& error)
+    {
+        ++reads_;
+        return next_.read_some(first<asio::mutable_buffer>(buffers, read_chunk_), error);
+    }
+
+    template <typename ConstBufferSequence>
+    std::size_t write_some(const ConstBufferSequence& buffers, asio::error_code& error)
+    {
+        ++writes_;
+        return next_.write_some(first<asio::const_buffer>(buffers, write_chunk_), error);
     }
 
 private:

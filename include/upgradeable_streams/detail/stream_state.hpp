@@ -141,7 +141,10 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
     std::size_t read_now(asio::mutable_buffer buffer, asio::error_code& error, const Executor& executor)
     {
         error = read_refusal();
-        const std::size_t size = error ? 0 : tls()->core().read(buffer, error, executor);
+        if (error)
+            return 0;
+        const std::size_t size = tls()->core().read(buffer, error);
+        tls()->core().send_replies(executor);
         if (error && error != asio::error::would_block)
             error = outcome_of_read(error);
         return size;

@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
+#include <upgradeable_streams/detail/tls_blocking.hpp>
 #include <upgradeable_streams/detail/tls_engine.hpp>
 #include <upgradeable_streams/detail/tls_limits.hpp>
 #include <upgradeable_streams/error.hpp>
@@ -65,10 +66,9 @@ public:
     /// Ends what is pending at its next step.
     void abandon() { failure_ = write_error_ = asio::error::operation_aborted; }
 
-    /// As async_read_some, but asio::error::would_block in place of waiting. `executor` is where replies that cannot be
-    /// sent at once are sent from.
-    template <typename MutableBufferSequence, typename Executor>
-    std::size_t read(const MutableBufferSequence& buffers, asio::error_code& error, const Executor& executor)
+    /// As async_read_some, but asio::error::would_block in place of waiting. To be followed by send_replies.
+    template <typename MutableBufferSequence>
+    std::size_t read(const MutableBufferSequence& buffers, asio::error_code& error)
     {
         error = failure_ ? failure_ : engine.is_open() ? asio::error_code() : asio::error::not_connected;
         std::size_t size = 0;
@@ -78,10 +78,27 @@ public:
         if (size > 0)
             error.clear();
         release_room();
-        if (engine.unsent() > 0)
-            send_replies(executor);
         return size;
     }
+
+    /// Those that cannot be sent at once are sent from `executor`.
+    template <typename Executor>
+    void send_replies(const Executor& executor)
+    try
+    {
+        if (engine.unsent() == 0)
+            return;
+        flush();
+        if (!is_flushed() && !sending_)
+            async_flush(asio::bind_executor(executor, [](const asio::error_code&, std::size_t) {}));
+    }
+    catch (const std::bad_alloc&)
+    {
+        write_error_ = asio::error::no_memory;
+    }
+
+    /// The rest goes before the next wait.
+    void send_replies(blocking_call::calling_thread) { flush(); }
 
     /// As async_write_some, but asio::error::would_block while an earlier write is not flushed; and it has then still
     /// to be flushed.
@@ -95,12 +112,17 @@ public:
                                     : write_error_;
         if (error)
             return 0;
+        if (written_ > 0)
+            return std::exchange(written_, 0);
         engine.use(descriptor_of(next_));
         const std::size_t size = engine.write(buffers, error);
         if (error.category() != asio::error::get_ssl_category()) // a write after a shutdown does not undo that
             write_error_ = error;
         return size;
     }
+
+    /// What the next write, which is the same once more, does not encrypt again.
+    void keep_written(std::size_t size) { written_ = size; }
 
     /// Whether all was handed to the transport, or never will be.
     bool is_flushed() const { return write_error_ || (!sending_ && in_flight_.empty() && engine.unsent() == 0); }
@@ -129,8 +151,7 @@ public:
             return false;
         asio::error_code error;
         const asio::mutable_buffer landing = prepare();
-        const std::size_t size =
-            receive_at_once(descriptor, static_cast<char*>(landing.data()), landing.size(), error);
+        const std::size_t size = receive_at_once(descriptor, static_cast<char*>(landing.data()), landing.size(), error);
         if (error == asio::error::would_block)
             return false;
         received(error, size);
@@ -145,11 +166,20 @@ public:
         next_.async_read_some(landing, std::forward<Handler>(handler));
     }
 
-    /// Returns: operation_aborted when that ended the wait; any other error is told by the next read.
+    void async_receive(blocking_call&& call) { call.await(blocking_call::awaited::input); }
+
+    std::size_t receive_blocking(asio::error_code& error)
+    {
+        const asio::mutable_buffer landing = prepare();
+        return next_.read_some(landing, error);
+    }
+
+    /// Returns: operation_aborted when that ended the wait, would_block when there was none; any other error is told by
+    /// the next read.
     asio::error_code received(const asio::error_code& given, std::size_t size)
     {
         const asio::error_code error = as_aborted(given);
-        if (error == asio::error::operation_aborted)
+        if (error == asio::error::operation_aborted || error == asio::error::would_block)
             return error;
         if (error)
             engine.feed_error(error);
@@ -177,9 +207,37 @@ public:
     template <typename Handler>
     void async_flush(Handler&& handler)
     {
-        asio::async_compose<Handler, void(asio::error_code, std::size_t)>(
-            flush_operation{this->shared_from_this()}, handler, next_);
+        asio::async_compose<Handler, void(asio::error_code, std::size_t)>(flush_operation{this->shared_from_this()},
+                                                                          handler, next_);
     }
+
+    void async_flush(blocking_call&& call) { call.await(blocking_call::awaited::output); }
+
+    void flush_blocking(asio::error_code& error)
+    {
+        for (flush(); !is_flushed(); flush())
+        {
+            if (sending_)
+            {
+                error = asio::error::in_progress;
+                return;
+            }
+            const std::size_t size = next_.write_some(begin_sending(), error);
+            sent(error == asio::error::would_block ? asio::error_code() : error, size);
+            if (error)
+                return;
+        }
+        error = write_error_;
+    }
+
+    /// Resumes an operation that may not complete yet, for it has not suspended.
+    template <typename Handler>
+    static void resume_later(Handler&& handler)
+    {
+        asio::post(std::forward<Handler>(handler));
+    }
+
+    static void resume_later(blocking_call&&) {}
 
     tls_engine engine;
 
@@ -202,7 +260,7 @@ private:
             core->flush();
             const bool first = !std::exchange(started, true);
             if (core->is_flushed())
-                return first ? asio::post(std::move(self)) : self.complete(core->write_error_, 0);
+                return first ? resume_later(std::move(self)) : self.complete(core->write_error_, 0);
             if (core->sending_)
                 return core->changed_.async_wait(std::move(self));
             sending = true;
@@ -265,25 +323,13 @@ private:
         changed_.cancel();
     }
 
-    template <typename Executor>
-    void send_replies(const Executor& executor)
-    try
-    {
-        flush();
-        if (!is_flushed() && !sending_)
-            async_flush(asio::bind_executor(executor, [](const asio::error_code&, std::size_t) {}));
-    }
-    catch (const std::bad_alloc&)
-    {
-        write_error_ = asio::error::no_memory;
-    }
-
     std::array<char, 512> small_room_;
     std::unique_ptr<char[]> large_room_;
     asio::mutable_buffer landing_; ///< The one of them that is in use.
     std::string first_bytes_;
     std::string in_flight_; ///< What an operation on the transport sends, or has yet to.
     std::size_t in_flight_sent_ = 0;
+    std::size_t written_ = 0;
     bool sending_ = false;
     asio::error_code write_error_; ///< Why nothing more is sent.
     asio::error_code failure_;

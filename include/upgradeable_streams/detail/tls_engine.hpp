@@ -10,12 +10,14 @@
 #include <asio/buffer.hpp>
 #include <asio/error.hpp>
 #include <asio/ssl/error.hpp>
+#include <asio/ssl/verify_context.hpp>
 #include <openssl/bio.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 
 #include <algorithm>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <new>
 #include <string>
@@ -60,6 +62,12 @@ public:
 
     /// The socket to use directly; invalid_descriptor over any other transport.
     void use(int descriptor) { descriptor_ = descriptor; }
+
+    void set_verify_callback(std::function<bool(bool, asio::ssl::verify_context&)> callback)
+    {
+        verify_callback_ = std::move(callback);
+        SSL_set_verify(ssl_.get(), SSL_get_verify_mode(ssl_.get()), verify);
+    }
 
     // Input
 
@@ -141,8 +149,7 @@ public:
             }
             std::size_t step = 0;
             error = outcome(
-                [&]
-                {
+                [&] {
                     return SSL_read_ex(ssl_.get(), static_cast<char*>(buffer.data()) + size, buffer.size() - size,
                                        &step);
                 });
@@ -294,6 +301,18 @@ private:
             unsent_.append(bytes);
     }
 
+    static int verify(int is_verified, X509_STORE_CTX* certificates)
+    try
+    {
+        void* const ssl = X509_STORE_CTX_get_ex_data(certificates, SSL_get_ex_data_X509_STORE_CTX_idx());
+        asio::ssl::verify_context context(certificates);
+        return of(SSL_get_rbio(static_cast<SSL*>(ssl))).verify_callback_(is_verified != 0, context);
+    }
+    catch (...) // OpenSSL cannot be thrown through
+    {
+        return 0;
+    }
+
     static tls_engine& of(BIO* bio) { return *static_cast<tls_engine*>(BIO_get_data(bio)); }
 
     static int read_bio(BIO* bio, char* data, int capacity)
@@ -349,6 +368,7 @@ private:
     std::string unsent_;
     std::size_t sent_ = 0; ///< So much of unsent_ was sent.
     std::size_t replies_ = 0;
+    std::function<bool(bool, asio::ssl::verify_context&)> verify_callback_;
 };
 
 } // namespace upgradeable_streams::detail

@@ -1,5 +1,5 @@
 /// @file
-/// A TLS layer over a socket: any with the interface of asio::ssl::stream, or tls_stream.
+/// A TLS layer over a socket.
 #ifndef UPGRADEABLE_STREAMS_DETAIL_TLS_LINK_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_TLS_LINK_HPP
 
@@ -13,18 +13,19 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 namespace upgradeable_streams::detail
 {
 
-/// Made right in full duplex by a queue under the layer.
+/// Any layer with the interface of asio::ssl::stream, made right in full duplex by a queue under it.
 template <typename Socket, template <typename> class TlsLayer>
-class tls_link
+class queued_tls_link
 {
 public:
     /// When this throws, the socket is where it was.
-    tls_link(Socket&& socket, openssl_ptr<SSL> ssl, std::weak_ptr<void> owner)
+    queued_tls_link(Socket&& socket, openssl_ptr<SSL> ssl, std::weak_ptr<void> owner)
         : queue_(std::move(socket), std::move(owner))
     {
         try
@@ -62,12 +63,13 @@ private:
     std::optional<TlsLayer<write_queue<Socket>&>> layer_;
 };
 
-/// Right by itself, and able to do without waiting what it can.
+/// A tls_stream, which is right by itself and able to do without waiting what it can.
 template <typename Socket>
-class tls_link<Socket, tls_stream>
+class direct_tls_link
 {
 public:
-    tls_link(Socket&& socket, openssl_ptr<SSL> ssl, const std::weak_ptr<void>&) : layer_(std::move(socket), ssl.release())
+    direct_tls_link(Socket&& socket, openssl_ptr<SSL> ssl, const std::weak_ptr<void>&)
+        : layer_(std::move(socket), ssl.release())
     {
     }
 
@@ -91,6 +93,11 @@ public:
 private:
     tls_stream<Socket> layer_;
 };
+
+/// Chosen by the type of the layer, for an alias of tls_stream is not the same template to every compiler.
+template <typename Socket, template <typename> class TlsLayer>
+using tls_link = std::conditional_t<std::is_same_v<TlsLayer<Socket>, tls_stream<Socket>>, direct_tls_link<Socket>,
+                                    queued_tls_link<Socket, TlsLayer>>;
 
 } // namespace upgradeable_streams::detail
 

@@ -10,7 +10,6 @@
 
 #include <asio/buffer.hpp>
 #include <asio/error.hpp>
-#include <asio/post.hpp>
 
 #include <cstddef>
 #include <memory>
@@ -44,11 +43,14 @@ struct tls_read_operation
             [[fallthrough]];
         case starting:
             if (asio::buffer_size(buffers) > 0)
-                size = core->read(buffers, result, self.get_executor());
+            {
+                size = core->read(buffers, result);
+                core->send_replies(self.get_executor());
+            }
             if (result != asio::error::would_block)
             {
                 step = completing;
-                return first ? asio::post(std::move(self)) : self.complete(result, size);
+                return first ? Core::resume_later(std::move(self)) : self.complete(result, size);
             }
             if (core->has_too_many_replies())
             {
@@ -99,8 +101,11 @@ struct tls_write_operation
                 return keep->async_flush(std::move(self));
             }
             step = completing;
-            return first ? asio::post(std::move(self)) : self.complete(result, result ? 0 : size);
-        case flushing: return finish(self, error);
+            return first ? Core::resume_later(std::move(self)) : self.complete(result, result ? 0 : size);
+        case flushing:
+            if (error == asio::error::would_block)
+                core->keep_written(size);
+            return finish(self, error);
         case completing: return self.complete(result, result ? 0 : size);
         }
     }
@@ -173,7 +178,7 @@ struct tls_exchange_operation
     {
         if (result == asio::error::operation_aborted)
             core->fail(errc::stream_unusable);
-        else if (result && !core->engine.is_open())
+        else if (result && result != asio::error::would_block && !core->engine.is_open())
             core->fail(result);
         step = completing;
         if (suspended)
@@ -181,7 +186,7 @@ struct tls_exchange_operation
             const auto keep = core;
             return action.complete(self, *keep, result);
         }
-        asio::post(std::move(self));
+        Core::resume_later(std::move(self));
     }
 };
 
