@@ -210,7 +210,9 @@ inline std::pair<stream_reader, stream_writer> detail::make_handles(std::shared_
 inline asio::awaitable<void> stream_writer::drain(shared_handle handle)
 {
     handle->check_epoch();
-    co_await handle->connection()->drain();
+    detail::connection& c = **handle;
+    if (!c.is_drained())
+        co_await c.drain();
 }
 
 inline asio::awaitable<void> stream_writer::wait_closed(shared_handle handle)

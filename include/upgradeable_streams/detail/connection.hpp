@@ -170,6 +170,8 @@ public:
         changed_->cancel();
     }
 
+    /// Whether drain has nothing to wait for.
+    bool is_drained();
     asio::awaitable<void> drain();
     void write_eof();
     void close();
@@ -590,10 +592,18 @@ inline void connection::lose(const std::error_code& reason)
     changed_->cancel();
 }
 
-inline asio::awaitable<void> connection::drain()
+inline bool connection::is_drained()
 {
     if (paused_)
         send();
+    if (paused_ && !lost_ && !closed_)
+        return false;
+    throw_if_lost();
+    return has_turn();
+}
+
+inline asio::awaitable<void> connection::drain()
+{
     while (paused_ && !lost_ && !closed_)
         co_await wait_change();
     throw_if_lost();
