@@ -29,7 +29,12 @@ sys.dont_write_bytecode = True
 import plot
 
 REFERENCE = "by hand"
-PROGRAMS = {REFERENCE: "reference_line_server", "pairs": "line_server", "stream": "stream_line_server"}
+PROGRAMS = {
+    REFERENCE: ["reference_line_server"],
+    "pairs": ["line_server"],
+    "stream": ["stream_line_server", "asio"],
+    "stream on tls_stream": ["stream_line_server", "tls_stream"],
+}
 MIB = 1 << 20
 
 
@@ -312,7 +317,7 @@ def parse_arguments():
         if name not in all_works:
             parser.error(f"there is no work {name}; see --help")
     given.works = {name: all_works[name] for name in chosen}
-    given.servers = {name: [str(given.programs / program)] for name, program in PROGRAMS.items()}
+    given.servers = {name: [str(given.programs / program), *layer] for name, (program, *layer) in PROGRAMS.items()}
     for server in given.server:
         name, _, command = server.partition("=")
         if not command:
