@@ -3,6 +3,7 @@
 
 #include <asio/async_result.hpp>
 #include <asio/buffer.hpp>
+#include <asio/error.hpp>
 
 #include <algorithm>
 #include <array>
