@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/callable_view.hpp>
 #include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/channel_binding.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/open_connection.hpp>
 #include <upgradeable_streams/start_server.hpp>

@@ -1,13 +1,9 @@
 #include <upgradeable_streams/tls.hpp>
 
+#include "support/both_ends.hpp"
 #include "support/catch.hpp"
 #include "support/certificates.hpp"
-#include "support/raw_peer.hpp"
-#include "support/socket_pair.hpp"
-#include "support/thread.hpp"
 
-
-#include <chrono>
 #include <optional>
 #include <string>
 #include <type_traits>
@@ -23,21 +19,7 @@ using names = std::vector<std::string>;
 /// What both ends of a handshake between raw peers can tell, the client's first.
 std::pair<us::tls_session, us::tls_session> sessions(const test::tls_settings& client, const test::tls_settings& server)
 {
-    test::raw_listener listener;
-    auto serving = test::run_in_thread(
-        [&]
-        {
-            test::raw_peer peer = listener.accept();
-            peer.tls_accept(server);
-            us::tls_session session(peer.ssl());
-            peer.tls_shutdown();
-            return session;
-        });
-    auto peer = test::raw_peer::connect(listener.endpoint());
-    peer.tls_connect(client);
-    us::tls_session session(peer.ssl());
-    peer.tls_shutdown();
-    return {session, serving.get()};
+    return test::at_both_ends(client, server, [](SSL* ssl) { return us::tls_session(ssl); });
 }
 
 } // namespace
