@@ -7,6 +7,7 @@
 #include <asio/co_spawn.hpp>
 #include <asio/detached.hpp>
 #include <asio/error.hpp>
+#include <asio/post.hpp>
 #include <asio/redirect_error.hpp>
 #include <asio/use_awaitable.hpp>
 #include <asio/write.hpp>
@@ -111,7 +112,11 @@ struct wire_tap::relay
                 self->end(*passing, to);
         }
         if (error == asio::error::eof)
+        {
+            // A write that meets a RST leaves no more than an end for the read: what it tells goes first.
+            co_await asio::post(asio::use_awaitable);
             to.shutdown(tcp::socket::shutdown_send, error);
+        }
         else
             passing->reset();
         if (--passing->open_directions == 0)
