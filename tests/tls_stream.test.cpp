@@ -1,8 +1,11 @@
+#include "support/allocations.hpp"
 #include "support/flood.hpp"
 #include "support/memory.hpp"
 #include "support/upgrade_rig.hpp"
 
 #include <openssl/sslerr.h>
+
+#include <csignal>
 
 using namespace test::rig;
 
@@ -1241,4 +1244,323 @@ TEST_CASE("tls_stream: an idle stream holds no large buffer, over a socket or an
             CHECK(over_other.after_transfers <= over_other.after_handshake + 1024);
             CHECK(over_other.after_handshake <= over_socket.after_handshake + 1024);
         });
+}
+
+// What a peer cannot do
+
+namespace
+{
+
+/// Counts the turns of the event loop until `done`.
+asio::awaitable<std::size_t> turns_until(const bool& done)
+{
+    std::size_t turns = 0;
+    for (; !done; ++turns)
+        co_await asio::post(co_await asio::this_coro::executor, use_awaitable);
+    co_return turns;
+}
+
+constexpr std::size_t flood_size = 100'000;
+
+/// KeyUpdates of so many bytes in all, sent before anything else.
+std::string key_updates(test::raw_peer& peer)
+{
+    return peer.tls_unsent(
+        [&]
+        {
+            for (std::size_t i = 0; i < flood_size / 27; ++i)
+                if (SSL_key_update(peer.ssl(), SSL_KEY_UPDATE_NOT_REQUESTED) != 1 || SSL_do_handshake(peer.ssl()) != 1)
+                    throw test::failure("no KeyUpdate");
+        });
+}
+
+} // namespace
+
+TEST_CASE("tls_stream: while a peer's KeyUpdates are read, or dropped by a shutdown, others have their turn")
+{
+    const bool shuts_down = GENERATE(false, true);
+    CAPTURE(shuts_down);
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            std::promise<void> sent;
+            tls_end<socket_layer> end(connect(executor),
+                                      [&](test::raw_peer& p)
+                                      {
+                                          p.send_all(key_updates(p));
+                                          if (!shuts_down)
+                                              p.tls_write("x");
+                                          else
+                                              p.tls_shutdown_send_only();
+                                          sent.set_value();
+                                          hold_open(p);
+                                      });
+            co_await end.shake_hands();
+            auto all_sent = test::run_in_thread([&] { sent.get_future().wait(); });
+            co_await test::joined(std::move(all_sent));
+            bool done = false;
+            const auto counting = test::spawn(executor, [&] { return turns_until(done); });
+            char byte = 0;
+            if (shuts_down)
+                co_await end.layer.async_shutdown(use_awaitable);
+            else
+                co_await end.layer.async_read_some(asio::buffer(&byte, 1), use_awaitable);
+            done = true;
+            const std::size_t turns = co_await counting.join();
+            CHECK(turns >= flood_size / (32 * 1024));
+            end.layer.lowest_layer().close();
+            co_await test::joined(std::move(end.peer));
+        });
+}
+
+TEST_CASE("tls_stream: replies that can no longer be sent are not kept")
+{
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            tls_end<socket_layer> end(connect(executor),
+                                      [&](test::raw_peer& p)
+                                      {
+                                          for (int i = 0; i < 4'000; ++i)
+                                              p.key_update(true);
+                                          p.tls_write("x");
+                                          hold_open(p);
+                                      });
+            co_await end.shake_hands();
+            end.layer.lowest_layer().shutdown(tcp::socket::shutdown_send);
+            const test::memory_use before = test::allocated();
+            char byte = 0;
+            co_await end.layer.async_read_some(asio::buffer(&byte, 1), use_awaitable);
+            CHECK(test::allocated().bytes < before.bytes + 20'000);
+            end.layer.lowest_layer().close();
+            co_await test::joined(std::move(end.peer));
+        });
+}
+
+// Blocking, once more
+
+TEST_CASE("tls_stream: a blocking call that a signal interrupts may be made again, and nothing is lost")
+{
+    asio::io_context io;
+    std::promise<void> interrupted;
+    struct sigaction ignoring = {};
+    struct sigaction before = {};
+    ignoring.sa_handler = [](int) {};
+    ::sigaction(SIGUSR1, &ignoring, &before);
+    tls_end<socket_layer> end(connect(io.get_executor()),
+                              [&](test::raw_peer& p)
+                              {
+                                  interrupted.get_future().wait();
+                                  p.tls_write("line\n");
+                                  p.tls_shutdown();
+                              });
+    end.layer.handshake(socket_layer::client);
+    std::atomic<bool> seen = false;
+    auto signals = test::run_in_thread(
+        [&seen, reader = ::pthread_self()]
+        {
+            while (!seen)
+            {
+                ::pthread_kill(reader, SIGUSR1);
+                std::this_thread::yield();
+            }
+        });
+    std::string line(5, '\0');
+    asio::error_code error;
+    CHECK(end.layer.read_some(asio::buffer(line), error) == 0);
+    CHECK(error == asio::error::interrupted);
+    seen = true;
+    signals.get();
+    interrupted.set_value();
+    CHECK(end.layer.read_some(asio::buffer(line)) == 5);
+    CHECK(line == "line\n");
+    end.layer.shutdown();
+    end.peer.get();
+    ::sigaction(SIGUSR1, &before, nullptr);
+}
+
+TEST_CASE("tls_stream: a blocking shutdown that cannot send yet is would_block, and sends all when made again")
+{
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    shrink_buffers(socket.native_handle());
+    std::promise<void> read_on;
+    const std::string data(200'000, 'd');
+    auto peer = play(std::move(raw),
+                     [&](test::raw_peer& p)
+                     {
+                         handshake(p, tls_role::client);
+                         p.tls_shutdown_send_only();
+                         read_on.get_future().wait();
+                         return p.tls_read_all();
+                     });
+    socket_layer layer(std::move(socket), context_of(tls_role::client));
+    layer.handshake(socket_layer::client);
+    layer.lowest_layer().non_blocking(true);
+    asio::error_code error;
+    CHECK(layer.write_some(asio::buffer(data), error) == 0);
+    CHECK(error == asio::error::would_block);
+    CHECK(layer.write_some(asio::const_buffer(), error) == 0);
+    CHECK(layer.write_some(asio::buffer(data), error) == 0);
+    CHECK(error == asio::error::would_block);
+    layer.shutdown(error);
+    CHECK(error == asio::error::would_block);
+    read_on.set_value();
+    while (error == asio::error::would_block)
+    {
+        pollfd entry{layer.lowest_layer().native_handle(), POLLOUT, 0};
+        REQUIRE(::poll(&entry, 1, 60'000) == 1);
+        layer.shutdown(error);
+    }
+    CHECK(!error);
+    CHECK((peer.get() == data));
+}
+
+TEST_CASE("tls_stream: a write that is made again for less tells no more than that")
+{
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    shrink_buffers(socket.native_handle());
+    std::promise<void> read_on;
+    const std::string data = test::pattern(3).bytes(0, 200'000);
+    auto peer = play_tls(std::move(raw), tls_role::client,
+                         [&](test::raw_peer& p)
+                         {
+                             read_on.get_future().wait();
+                             if (p.tls_read_exactly(data.size()) != data)
+                                 throw test::failure("other bytes were expected");
+                         });
+    socket_layer layer(std::move(socket), context_of(tls_role::client));
+    layer.handshake(socket_layer::client);
+    layer.lowest_layer().non_blocking(true);
+    asio::error_code error;
+    layer.write_some(asio::buffer(data), error);
+    CHECK(error == asio::error::would_block);
+    read_on.set_value();
+    layer.lowest_layer().non_blocking(false);
+    CHECK(layer.write_some(asio::buffer(data, 10), error) == 10);
+    CHECK(asio::write(layer, asio::buffer(data) + 10) == data.size() - 10);
+    layer.shutdown();
+    peer.get();
+}
+
+TEST_CASE("tls_stream: blocking calls while an asynchronous reply is under way are in_progress, until it was sent")
+{
+    asio::io_context io;
+    std::promise<void> reading;
+    tls_end<chunked_layer> end(connect(io.get_executor()),
+                               [&reading](test::raw_peer& p)
+                               {
+                                   reading.get_future().wait();
+                                   p.send_all(p.tls_unsent(
+                                       [&p]
+                                       {
+                                           for (int i = 0; i < 3; ++i)
+                                               p.key_update(true);
+                                           p.tls_write("x");
+                                       }));
+                                   p.tls_shutdown();
+                               });
+    end.layer.handshake(chunked_layer::client);
+    char byte = 0;
+    outcome read;
+    asio::error_code written;
+    asio::error_code shut_down;
+    end.layer.async_read_some(asio::buffer(&byte, 1),
+                              [&](const asio::error_code& error, std::size_t size)
+                              {
+                                  read = {true, error, size};
+                                  end.layer.write_some(asio::buffer("line\n", 5), written);
+                                  end.layer.shutdown(shut_down);
+                              });
+    io.poll();
+    reading.set_value();
+    run_until_done(io, read);
+    CHECK(read.size == 1);
+    CHECK(written == asio::error::in_progress);
+    CHECK(shut_down == asio::error::in_progress);
+    io.restart();
+    io.run();
+    end.layer.shutdown(); // was begun
+    end.peer.get();
+}
+
+namespace
+{
+
+/// A buffer sequence whose second element throws.
+struct throwing_buffers
+{
+    using value_type = asio::const_buffer;
+
+    struct const_iterator
+    {
+        using iterator_category = std::bidirectional_iterator_tag;
+        using value_type = asio::const_buffer;
+        using difference_type = std::ptrdiff_t;
+        using pointer = const asio::const_buffer*;
+        using reference = asio::const_buffer;
+
+        asio::const_buffer operator*() const
+        {
+            if (at == 1 && owner->armed && --owner->armed == 0)
+                throw std::runtime_error("no second buffer");
+            return asio::buffer(owner->bytes);
+        }
+        const_iterator& operator++() { return ++at, *this; }
+        const_iterator operator++(int) { return {owner, at++}; }
+        const_iterator& operator--() { return --at, *this; }
+        const_iterator operator--(int) { return {owner, at--}; }
+        bool operator==(const const_iterator& other) const { return at == other.at; }
+
+        const throwing_buffers* owner;
+        int at;
+    };
+
+    const_iterator begin() const { return {this, 0}; }
+    const_iterator end() const { return {this, 2}; }
+
+    std::string bytes = std::string(20'000, 'b');
+    mutable int armed = 0;
+};
+
+} // namespace
+
+TEST_CASE("tls_stream: a buffer sequence that throws while it is encrypted ends the stream")
+{
+    asio::io_context io;
+    tls_end<socket_layer> end(connect(io.get_executor()), [](test::raw_peer& p) { hold_open(p); });
+    end.layer.handshake(socket_layer::client);
+    throwing_buffers buffers;
+    buffers.armed = 3; // asio::buffer_size, which may not throw, comes first
+    asio::error_code error;
+    bool threw = false;
+    try
+    {
+        end.layer.write_some(buffers, error);
+    }
+    catch (const std::runtime_error&)
+    {
+        threw = true;
+    }
+    CHECK(threw);
+    char byte = 0;
+    end.layer.read_some(asio::buffer(&byte, 1), error);
+    CHECK(error == us::errc::stream_unusable);
+    end.layer.lowest_layer().close();
+    end.peer.get();
+}
+
+TEST_CASE("tls_stream: it makes its next layer of an executor or an io_context")
+{
+    asio::io_context io;
+    socket_layer of_context(io, context_of(tls_role::client));
+    socket_layer of_executor(io.get_executor(), context_of(tls_role::client));
+    us::tls_stream<asio::basic_stream_socket<tcp, asio::strand<asio::io_context::executor_type>>> of_strand(
+        asio::make_strand(io), context_of(tls_role::client));
+    CHECK(of_context.get_executor() == io.get_executor());
+    CHECK(of_executor.get_executor() == io.get_executor());
+    CHECK(!of_strand.lowest_layer().is_open());
 }

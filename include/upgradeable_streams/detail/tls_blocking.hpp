@@ -12,6 +12,12 @@
 namespace upgradeable_streams::detail
 {
 
+/// Whether a blocking call can be made again after it.
+inline bool is_transient(const asio::error_code& error)
+{
+    return error == asio::error::would_block || error == asio::error::interrupted;
+}
+
 /// Stands in the place of the `self` that asio::async_compose gives to an operation: where that would suspend, this
 /// keeps what it waits for.
 class blocking_call
@@ -49,13 +55,13 @@ public:
         while (!is_complete_)
         {
             std::size_t size = 0;
-            asio::error_code outcome;
+            asio::error_code flushed, received;
             const awaited what = std::exchange(awaited_, awaited::nothing);
             if (what != awaited::nothing)
-                core.flush_blocking(outcome);
+                core.flush_blocking(flushed);
             if (what == awaited::input)
-                size = core.receive_blocking(outcome);
-            operation(*this, outcome, size);
+                size = core.receive_blocking(received);
+            operation(*this, what == awaited::input ? received : flushed, size);
         }
         error = error_;
         return size_;

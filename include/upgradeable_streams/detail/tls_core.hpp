@@ -18,6 +18,7 @@
 #include <asio/post.hpp>
 #include <asio/steady_timer.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <memory>
@@ -46,7 +47,7 @@ public:
     /// `next` is taken over when nothing can throw any more.
     template <typename Arg>
     tls_core(Arg&& next, openssl_ptr<SSL> ssl)
-        : engine(std::move(ssl)), changed_(next.get_executor(), asio::steady_timer::time_point::max()),
+        : engine(std::move(ssl)), changed_(executor_of(next), asio::steady_timer::time_point::max()),
           next_(std::forward<Arg>(next))
     {
     }
@@ -113,9 +114,12 @@ public:
         if (error)
             return 0;
         if (written_ > 0)
-            return std::exchange(written_, 0);
-        engine.use(descriptor_of(next_));
-        const std::size_t size = engine.write(buffers, error);
+        {
+            const std::size_t size = std::min(written_, asio::buffer_size(buffers));
+            written_ -= size;
+            return size;
+        }
+        const std::size_t size = encrypt(buffers, error);
         if (error.category() != asio::error::get_ssl_category()) // a write after a shutdown does not undo that
             write_error_ = error;
         return size;
@@ -135,6 +139,8 @@ public:
     /// Hands to the transport what it takes without waiting.
     void flush()
     {
+        if (write_error_)
+            engine.take_unsent();
         if (sending_ || !in_flight_.empty() || write_error_)
             return;
         engine.use(descriptor_of(next_));
@@ -174,12 +180,11 @@ public:
         return next_.read_some(landing, error);
     }
 
-    /// Returns: operation_aborted when that ended the wait, would_block when there was none; any other error is told by
-    /// the next read.
+    /// Returns: operation_aborted when that ended the wait, or a transient error; any other is told by the next read.
     asio::error_code received(const asio::error_code& given, std::size_t size)
     {
         const asio::error_code error = as_aborted(given);
-        if (error == asio::error::operation_aborted || error == asio::error::would_block)
+        if (error == asio::error::operation_aborted || is_transient(error))
             return error;
         if (error)
             engine.feed_error(error);
@@ -223,7 +228,7 @@ public:
                 return;
             }
             const std::size_t size = next_.write_some(begin_sending(), error);
-            sent(error == asio::error::would_block ? asio::error_code() : error, size);
+            sent(is_transient(error) ? asio::error_code() : error, size);
             if (error)
                 return;
         }
@@ -269,6 +274,28 @@ private:
             keep->next_.async_write_some(bytes, std::move(self));
         }
     };
+
+    template <typename Arg>
+    static auto executor_of(Arg& next)
+    {
+        if constexpr (requires { next.get_executor(); })
+            return next.get_executor();
+        else
+            return next; // it is one
+    }
+
+    template <typename ConstBufferSequence>
+    std::size_t encrypt(const ConstBufferSequence& buffers, asio::error_code& error)
+    try
+    {
+        engine.use(descriptor_of(next_));
+        return engine.write(buffers, error);
+    }
+    catch (...)
+    {
+        fail(errc::stream_unusable);
+        throw;
+    }
 
     /// Small over a socket: the rest of a record goes to OpenSSL directly. So it is when there is no memory.
     asio::mutable_buffer prepare()

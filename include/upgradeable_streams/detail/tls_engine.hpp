@@ -47,7 +47,7 @@ public:
         BIO_set_data(bio, this);
         BIO_set_init(bio, 1);
         SSL_set_bio(ssl, bio, bio);
-        SSL_set_mode(ssl, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+        SSL_set_mode(ssl, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_AUTO_RETRY);
         SSL_clear_mode(ssl, SSL_MODE_ENABLE_PARTIAL_WRITE);
         SSL_set_options(ssl, SSL_OP_NO_RENEGOTIATION); // a write never needs input
     }
@@ -148,12 +148,14 @@ public:
                 break;
             }
             std::size_t step = 0;
+            budget_ = large_read;
             error = outcome(
                 [&] {
                     return SSL_read_ex(ssl_.get(), static_cast<char*>(buffer.data()) + size, buffer.size() - size,
                                        &step);
                 });
             size += step;
+            brings_data_ = step > 0;
         }
         if (error != asio::error::would_block)
             read_error_ = error;
@@ -183,6 +185,11 @@ public:
         records_ = nullptr;
         error = asio::error::no_memory;
         return 0;
+    }
+    catch (...) // of the caller's buffer sequence
+    {
+        records_ = nullptr;
+        throw;
     }
 
 private:
@@ -280,15 +287,16 @@ private:
             input_.remove_prefix(size);
             return static_cast<int>(size);
         }
-        if (input_error_ || !may_receive())
+        if (input_error_ || !may_receive() || budget_ == 0)
             return 0;
         const std::size_t size = receive_at_once(descriptor_, data, capacity, input_error_);
         if (input_error_ == asio::error::would_block)
             input_error_.clear();
+        budget_ -= std::min(budget_, size);
         may_hold_ = size == capacity;
-        if (may_hold_)
+        if (may_hold_ && brings_data_)
             SSL_set_default_read_buffer_len(ssl_.get(), large_read);
-        else if (size < large_read / 8)
+        else if (!brings_data_ || size < large_read / 8)
             SSL_set_default_read_buffer_len(ssl_.get(), 0);
         return static_cast<int>(size);
     }
@@ -359,6 +367,8 @@ private:
     openssl_ptr<SSL> ssl_;
     int descriptor_ = invalid_descriptor;
     bool may_hold_ = true;
+    bool brings_data_ = false; ///< The last read did, not only records that OpenSSL keeps to itself.
+    std::size_t budget_ = large_read; ///< What one read may receive before others have their turn.
     bool is_open_ = false;
     std::string_view input_;
     asio::error_code input_error_;

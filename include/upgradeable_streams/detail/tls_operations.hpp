@@ -63,6 +63,8 @@ struct tls_read_operation
         {
             if (was_cancelled(self))
                 return self.complete(asio::error::operation_aborted, 0);
+            if (is_transient(error))
+                return self.complete(error, 0);
             step = receiving;
             const auto keep = core;
             return keep->async_receive(std::move(self));
@@ -103,7 +105,7 @@ struct tls_write_operation
             step = completing;
             return first ? Core::resume_later(std::move(self)) : self.complete(result, result ? 0 : size);
         case flushing:
-            if (error == asio::error::would_block)
+            if (is_transient(error) && size > 0)
                 core->keep_written(size);
             return finish(self, error);
         case completing: return self.complete(result, result ? 0 : size);
@@ -129,12 +131,15 @@ struct tls_exchange_operation
     asio::error_code result = {};
     bool suspended = false;
 
+    /// So often something is received without waiting before others have their turn.
+    static constexpr int most_at_once = 16;
+
     template <typename Self>
-    void operator()(Self& self, const asio::error_code& error = {}, std::size_t size = 0)
+    void operator()(Self& self, asio::error_code error = {}, std::size_t size = 0)
     {
         suspended = suspended || step != starting;
         const auto keep = core;
-        for (;;)
+        for (int rounds = 0;;)
             switch (step)
             {
             case starting:
@@ -154,18 +159,22 @@ struct tls_exchange_operation
                 if (!result || result == asio::error::would_block)
                     if (core->write_error())
                         result = core->write_error();
+                if (error && (!result || error == asio::error::in_progress))
+                    result = error;
+                error.clear();
                 if (was_cancelled(self))
                     result = asio::error::operation_aborted;
                 if (result != asio::error::would_block)
                     return finish(self);
                 step = acting;
-                if (core->receive())
+                if (++rounds < most_at_once && core->receive())
                     break;
                 step = receiving;
                 return keep->async_receive(std::move(self));
             case receiving:
                 step = acting;
                 result = core->received(error, size);
+                error.clear();
                 if (!result)
                     break;
                 return finish(self);
@@ -178,7 +187,7 @@ struct tls_exchange_operation
     {
         if (result == asio::error::operation_aborted)
             core->fail(errc::stream_unusable);
-        else if (result && result != asio::error::would_block && !core->engine.is_open())
+        else if (result && !is_transient(result) && !core->engine.is_open())
             core->fail(result);
         step = completing;
         if (suspended)
@@ -202,7 +211,7 @@ struct tls_handshake
     void operator()(tls_engine& engine, asio::error_code& error)
     try
     {
-        if (!std::exchange(began, true))
+        if (!std::exchange(began, true) && SSL_in_before(engine.native_handle()))
         {
             received.resize(asio::buffer_size(buffers));
             asio::buffer_copy(asio::buffer(received), buffers);
