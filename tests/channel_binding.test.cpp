@@ -35,8 +35,8 @@ namespace
 std::string hex(std::string_view bytes)
 {
     std::string text;
-    for (const unsigned char byte : bytes)
-        for (const int digit : {byte >> 4, byte & 15})
+    for (const char byte : bytes)
+        for (const int digit : {byte >> 4 & 15, byte & 15})
             text += "0123456789ABCDEF"[digit];
     return text;
 }

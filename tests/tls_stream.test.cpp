@@ -1255,8 +1255,12 @@ namespace
 asio::awaitable<std::size_t> turns_until(const bool& done)
 {
     std::size_t turns = 0;
-    for (; !done; ++turns)
-        co_await asio::post(co_await asio::this_coro::executor, use_awaitable);
+    const auto executor = co_await asio::this_coro::executor;
+    while (!done)
+    {
+        co_await asio::post(executor, use_awaitable);
+        ++turns;
+    }
     co_return turns;
 }
 
