@@ -16,9 +16,7 @@
 #include <asio/this_coro.hpp>
 
 #include <cstddef>
-#include <iterator>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -41,16 +39,10 @@ std::string hex(std::string_view bytes)
     return text;
 }
 
-std::vector<std::string> words(const std::string& line)
-{
-    std::istringstream in(line);
-    return {std::istream_iterator<std::string>(in), {}};
-}
-
 /// What `openssl` prints.
 std::string openssl(const std::string& arguments)
 {
-    const auto made = test::run_process(words("openssl " + arguments));
+    const auto made = test::run_process(test::words("openssl " + arguments));
     INFO(made.errors);
     REQUIRE(made.status == 0);
     return made.output;
@@ -124,7 +116,7 @@ TEST_CASE("export_keying_material: openssl s_client gets the same bytes")
             const auto command = [&, port = std::to_string(server.sockets().at(0).port)]
             {
                 auto client =
-                    words("openssl s_client " + version + " -connect 127.0.0.1:" + port + " -keymatexportlen 20");
+                    test::words("openssl s_client " + version + " -connect 127.0.0.1:" + port + " -keymatexportlen 20");
                 client.insert(client.end(), {"-keymatexport", "EXPERIMENTAL one"});
                 return test::run_process(client).output;
             };

@@ -355,19 +355,13 @@ TEST_CASE("tls_stream: over a socket that does not block, would_block is no fail
     layer.lowest_layer().non_blocking(true);
     const auto again = [&](short events, auto function)
     {
-        std::size_t times = 0;
-        asio::error_code error = asio::error::would_block;
-        for (; error == asio::error::would_block; ++times)
+        asio::error_code error;
+        for (function(error); error == asio::error::would_block; function(error))
         {
-            if (times > 0)
-            {
-                pollfd entry{layer.lowest_layer().native_handle(), events, 0};
-                REQUIRE(::poll(&entry, 1, 60'000) == 1);
-            }
-            function(error);
+            pollfd entry{layer.lowest_layer().native_handle(), events, 0};
+            REQUIRE(::poll(&entry, 1, 60'000) == 1);
         }
         CHECK(error == asio::error_code());
-        return times;
     };
     again(POLLIN, [&](asio::error_code& error) { layer.handshake(socket_layer::client, error); });
     std::size_t sent = 0;

@@ -151,8 +151,8 @@ public:
     /// As async_handshake, when the caller has received bytes already. The signature is void(asio::error_code,
     /// std::size_t), with how many of them the handshake took; nothing else is to be done with them.
     template <typename ConstBufferSequence, typename Token = asio::default_completion_token_t<executor_type>>
-    requires asio::is_const_buffer_sequence<ConstBufferSequence>::value auto
-    async_handshake(handshake_type type, const ConstBufferSequence& received, Token&& token = {})
+        requires asio::is_const_buffer_sequence<ConstBufferSequence>::value
+    auto async_handshake(handshake_type type, const ConstBufferSequence& received, Token&& token = {})
     {
         return exchange<void(asio::error_code, std::size_t)>(
             detail::tls_handshake<true, ConstBufferSequence>{type == server, received}, std::forward<Token>(token));
@@ -204,8 +204,8 @@ public:
 
     /// When the caller has received bytes already, all of which are the handshake's.
     template <typename ConstBufferSequence>
-    requires asio::is_const_buffer_sequence<ConstBufferSequence>::value void
-    handshake(handshake_type type, const ConstBufferSequence& received)
+        requires asio::is_const_buffer_sequence<ConstBufferSequence>::value
+    void handshake(handshake_type type, const ConstBufferSequence& received)
     {
         asio::error_code error;
         handshake(type, received, error);

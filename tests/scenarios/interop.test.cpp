@@ -22,8 +22,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <future>
-#include <iterator>
-#include <sstream>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -115,16 +113,10 @@ served serve(us::connection_handler handler, RunClient run_client)
         });
 }
 
-command words(const std::string& line)
-{
-    std::istringstream in(line);
-    return {std::istream_iterator<std::string>(in), {}};
-}
-
 /// `version` is that of TLS, `name` the one that the certificate has to be for.
 command s_client(const std::string& port, const std::string& version, const std::string& name)
 {
-    return words("openssl s_client -starttls smtp -quiet -connect 127.0.0.1:" + port + " -servername localhost" +
+    return test::words("openssl s_client -starttls smtp -quiet -connect 127.0.0.1:" + port + " -servername localhost" +
                  " -min_protocol TLSv" + version + " -max_protocol TLSv" + version + " -CAfile " +
                  test::authority().ca_file() + " -verify_return_error -verify_hostname " + name);
 }
@@ -132,7 +124,7 @@ command s_client(const std::string& port, const std::string& version, const std:
 command gnutls_cli(const std::string& starttls, const std::string& port, const std::string& version,
                    const std::string& name)
 {
-    return words("gnutls-cli " + starttls + " --port " + port + " --sni-hostname localhost" +
+    return test::words("gnutls-cli " + starttls + " --port " + port + " --sni-hostname localhost" +
                  " --priority NORMAL:-VERS-ALL:+VERS-TLS" + version + " --x509cafile " + test::authority().ca_file() +
                  " --verify-hostname " + name + " 127.0.0.1");
 }

@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <csignal>
 #include <cstddef>
+#include <iterator>
+#include <sstream>
 #include <system_error>
 #include <utility>
 
@@ -154,6 +156,12 @@ process::outcome process::wait()
     pid_ = -1;
     return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), std::move(sources_[0].bytes),
             std::move(sources_[1].bytes)};
+}
+
+std::vector<std::string> words(const std::string& line)
+{
+    std::istringstream in(line);
+    return {std::istream_iterator<std::string>(in), {}};
 }
 
 process::outcome run_process(const std::vector<std::string>& command)

@@ -54,6 +54,9 @@ private:
     std::array<source, 2> sources_; // output, errors
 };
 
+/// A command of what spaces separate in `line`.
+std::vector<std::string> words(const std::string& line);
+
 /// `process(command).wait()`.
 process::outcome run_process(const std::vector<std::string>& command);
 

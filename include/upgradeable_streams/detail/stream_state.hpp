@@ -141,10 +141,7 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
     std::size_t read_now(asio::mutable_buffer buffer, asio::error_code& error, const Executor& executor)
     {
         error = read_refusal();
-        if (error)
-            return 0;
-        const std::size_t size = tls()->core().read(buffer, error);
-        tls()->core().send_replies(executor);
+        const std::size_t size = error ? 0 : tls()->core().read(buffer, error, executor);
         if (error && error != asio::error::would_block)
             error = outcome_of_read(error);
         return size;

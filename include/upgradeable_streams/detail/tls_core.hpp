@@ -67,9 +67,10 @@ public:
     /// Ends what is pending at its next step.
     void abandon() { failure_ = write_error_ = asio::error::operation_aborted; }
 
-    /// As async_read_some, but asio::error::would_block in place of waiting. To be followed by send_replies.
-    template <typename MutableBufferSequence>
-    std::size_t read(const MutableBufferSequence& buffers, asio::error_code& error)
+    /// As async_read_some, but asio::error::would_block in place of waiting. `executor` is where replies that cannot be
+    /// sent at once are sent from.
+    template <typename MutableBufferSequence, typename Executor>
+    std::size_t read(const MutableBufferSequence& buffers, asio::error_code& error, const Executor& executor)
     {
         error = failure_ ? failure_ : engine.is_open() ? asio::error_code() : asio::error::not_connected;
         std::size_t size = 0;
@@ -79,32 +80,16 @@ public:
         if (size > 0)
             error.clear();
         release_room();
+        if (engine.unsent() > 0)
+            send_replies(executor);
         return size;
     }
-
-    /// Those that cannot be sent at once are sent from `executor`.
-    template <typename Executor>
-    void send_replies(const Executor& executor)
-    try
-    {
-        if (engine.unsent() == 0)
-            return;
-        flush();
-        if (!is_flushed() && !sending_)
-            async_flush(asio::bind_executor(executor, [](const asio::error_code&, std::size_t) {}));
-    }
-    catch (const std::bad_alloc&)
-    {
-        write_error_ = asio::error::no_memory;
-    }
-
-    /// The rest goes before the next wait.
-    void send_replies(blocking_call::calling_thread) { flush(); }
 
     /// As async_write_some, but asio::error::would_block while an earlier write is not flushed; and it has then still
     /// to be flushed.
     template <typename ConstBufferSequence>
     std::size_t write(const ConstBufferSequence& buffers, asio::error_code& error)
+    try
     {
         flush();
         error = failure_            ? failure_
@@ -119,10 +104,16 @@ public:
             written_ -= size;
             return size;
         }
-        const std::size_t size = encrypt(buffers, error);
+        engine.use(descriptor_of(next_));
+        const std::size_t size = engine.write(buffers, error);
         if (error.category() != asio::error::get_ssl_category()) // a write after a shutdown does not undo that
             write_error_ = error;
         return size;
+    }
+    catch (...) // of the caller's buffer sequence
+    {
+        fail(errc::stream_unusable);
+        throw;
     }
 
     /// What the next write, which is the same once more, does not encrypt again.
@@ -140,8 +131,8 @@ public:
     void flush()
     {
         if (write_error_)
-            engine.take_unsent();
-        if (sending_ || !in_flight_.empty() || write_error_)
+            return void(engine.take_unsent());
+        if (sending_ || !in_flight_.empty())
             return;
         engine.use(descriptor_of(next_));
         engine.flush(write_error_);
@@ -284,19 +275,6 @@ private:
             return next; // it is one
     }
 
-    template <typename ConstBufferSequence>
-    std::size_t encrypt(const ConstBufferSequence& buffers, asio::error_code& error)
-    try
-    {
-        engine.use(descriptor_of(next_));
-        return engine.write(buffers, error);
-    }
-    catch (...)
-    {
-        fail(errc::stream_unusable);
-        throw;
-    }
-
     /// Small over a socket: the rest of a record goes to OpenSSL directly. So it is when there is no memory.
     asio::mutable_buffer prepare()
     {
@@ -350,13 +328,29 @@ private:
         changed_.cancel();
     }
 
+    template <typename Executor>
+    void send_replies(const Executor& executor)
+    try
+    {
+        flush();
+        if (!is_flushed() && !sending_)
+            async_flush(asio::bind_executor(executor, [](const asio::error_code&, std::size_t) {}));
+    }
+    catch (const std::bad_alloc&)
+    {
+        write_error_ = asio::error::no_memory;
+    }
+
+    /// The rest goes before the next wait.
+    void send_replies(blocking_call::calling_thread) { flush(); }
+
     std::array<char, 512> small_room_;
     std::unique_ptr<char[]> large_room_;
     asio::mutable_buffer landing_; ///< The one of them that is in use.
     std::string first_bytes_;
     std::string in_flight_; ///< What an operation on the transport sends, or has yet to.
     std::size_t in_flight_sent_ = 0;
-    std::size_t written_ = 0;
+    std::size_t written_ = 0; ///< What was encrypted of a write that is to be made again.
     bool sending_ = false;
     asio::error_code write_error_; ///< Why nothing more is sent.
     asio::error_code failure_;

@@ -150,7 +150,8 @@ public:
             std::size_t step = 0;
             budget_ = large_read;
             error = outcome(
-                [&] {
+                [&]
+                {
                     return SSL_read_ex(ssl_.get(), static_cast<char*>(buffer.data()) + size, buffer.size() - size,
                                        &step);
                 });

@@ -43,10 +43,7 @@ struct tls_read_operation
             [[fallthrough]];
         case starting:
             if (asio::buffer_size(buffers) > 0)
-            {
-                size = core->read(buffers, result);
-                core->send_replies(self.get_executor());
-            }
+                size = core->read(buffers, result, self.get_executor());
             if (result != asio::error::would_block)
             {
                 step = completing;
@@ -159,9 +156,9 @@ struct tls_exchange_operation
                 if (!result || result == asio::error::would_block)
                     if (core->write_error())
                         result = core->write_error();
-                if (error && (!result || error == asio::error::in_progress))
-                    result = error;
-                error.clear();
+                if (const auto flushed = std::exchange(error, {});
+                    flushed && (!result || flushed == asio::error::in_progress))
+                    result = flushed;
                 if (was_cancelled(self))
                     result = asio::error::operation_aborted;
                 if (result != asio::error::would_block)
@@ -173,8 +170,7 @@ struct tls_exchange_operation
                 return keep->async_receive(std::move(self));
             case receiving:
                 step = acting;
-                result = core->received(error, size);
-                error.clear();
+                result = core->received(std::exchange(error, {}), size);
                 if (!result)
                     break;
                 return finish(self);
