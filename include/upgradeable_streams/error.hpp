@@ -18,8 +18,8 @@ enum class errc
 {
     not_upgradeable = 1,   ///< start_tls, but no TLS context was given.
     already_tls,           ///< start_tls on a connection that is encrypted already.
-    upgrade_in_progress,   ///< A read, a write or a second start_tls while start_tls runs.
-    connection_upgraded,   ///< An operation through a handle that was obtained before the upgrade.
+    upgrade_in_progress,   ///< Another operation while start_tls or stop_tls runs.
+    connection_upgraded,   ///< An operation through a handle from before start_tls or stop_tls.
     plaintext_injection,   ///< The peer sent plain text where TLS had to begin.
     operation_in_progress, ///< A second operation of a kind of which only one may be pending.
     connection_closed,     ///< An operation after close, or after the connection was lost.
@@ -31,6 +31,7 @@ enum class errc
     incomplete_read,       ///< The stream ended before the read was satisfied.
     limit_overrun,         ///< No separator within the reader's limit.
     alpn_not_agreed,       ///< ALPN protocols were offered and the peer chose none.
+    not_tls,               ///< stop_tls on a connection that is in plain text.
 };
 
 /// The category of `errc`; the three timeouts compare equal to `std::errc::timed_out`.
@@ -47,9 +48,9 @@ inline const std::error_category& category() noexcept
             {
             case errc::not_upgradeable: return "no TLS context was given, so the connection cannot be upgraded";
             case errc::already_tls: return "the connection is encrypted already";
-            case errc::upgrade_in_progress: return "the connection is being upgraded to TLS";
+            case errc::upgrade_in_progress: return "TLS is being started or stopped on the connection";
             case errc::connection_upgraded:
-                return "the connection was upgraded to TLS; use the reader and writer that start_tls returned";
+                return "TLS was started or stopped since; use the reader and writer that start_tls or stop_tls returned";
             case errc::plaintext_injection: return "the peer sent plain text where TLS had to begin";
             case errc::operation_in_progress: return "another operation of this kind is still pending";
             case errc::connection_closed: return "the connection is closed";
@@ -61,6 +62,7 @@ inline const std::error_category& category() noexcept
             case errc::connect_failed: return "no address could be connected to";
             case errc::incomplete_read: return "the stream ended before the read was satisfied";
             case errc::limit_overrun: return "no separator was found within the limit";
+            case errc::not_tls: return "the connection is in plain text";
             case errc::alpn_not_agreed: return "the peer chose none of the application protocols offered (ALPN)";
             }
             return "unknown error";

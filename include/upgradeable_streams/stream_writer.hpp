@@ -49,7 +49,7 @@ struct extra_info_name
 
 /// Writes to a connection and closes it.
 ///
-/// Errors, of every operation: errc::upgrade_in_progress while start_tls runs, and errc::connection_upgraded
+/// Errors, of every operation: errc::upgrade_in_progress while start_tls or stop_tls runs, and errc::connection_upgraded
 /// afterwards, through a writer from before; errc::connection_closed after close; the reason of a lost connection.
 ///
 /// Concurrency and lifetime: as stream_reader.
@@ -148,6 +148,20 @@ public:
         return start_tls(handle_, std::make_unique<detail::upgrade_request>(c.settings(), options, !c.ssl()));
     }
 
+    /// Sends what is queued, then goes back to plain text, once both sides have agreed on it (FTP's CCC, RFC 4217; LDAP,
+    /// RFC 4511 section 4.14.3): sends a close_notify and awaits the peer's, within the shutdown deadline.
+    ///
+    /// Returns: a new reader and writer; the old ones throw errc::connection_upgraded from then on. The reader goes on
+    /// with what the peer sent before its close_notify and was not read, and with what came behind it in plain text. TLS can
+    /// be started again.
+    ///
+    /// Errors: errc::not_tls leaves the connection as it was, as does errc::operation_in_progress when a read is pending.
+    /// Every other failure closes it: asio::ssl::error::stream_truncated when the peer sent no close_notify,
+    /// errc::shutdown_timeout, and as upgradeable_stream::async_stop_tls.
+    ///
+    /// Cancellation: closes the connection.
+    asio::awaitable<std::pair<stream_reader, stream_writer>> stop_tls() { return stop_tls(handle_); }
+
     /// What is known of the connection, by asyncio's names; the type depends on the name.
     ///
     /// - peername, sockname: std::optional<socket_address>
@@ -197,6 +211,7 @@ private:
     static asio::awaitable<void> wait_closed(shared_handle handle);
     static asio::awaitable<std::pair<stream_reader, stream_writer>>
     start_tls(shared_handle handle, std::unique_ptr<detail::upgrade_request> request);
+    static asio::awaitable<std::pair<stream_reader, stream_writer>> stop_tls(shared_handle handle);
 
     shared_handle handle_;
 };
@@ -230,6 +245,14 @@ stream_writer::start_tls(shared_handle handle, std::unique_ptr<detail::upgrade_r
     auto upgraded = detail::make_handles(handle->connection(), handle->epoch() + 1);
     co_await handle->connection()->upgrade(std::move(request));
     co_return upgraded;
+}
+
+inline asio::awaitable<std::pair<stream_reader, stream_writer>> stream_writer::stop_tls(shared_handle handle)
+{
+    handle->check_epoch();
+    auto plain = detail::make_handles(handle->connection(), handle->epoch() + 1);
+    co_await handle->connection()->downgrade();
+    co_return plain;
 }
 
 } // namespace upgradeable_streams

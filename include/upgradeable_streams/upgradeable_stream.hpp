@@ -45,7 +45,14 @@ struct shutdown_options
     std::optional<std::chrono::steady_clock::duration> timeout = {};
 };
 
+struct stop_tls_options
+{
+    /// The deadline of the whole exchange; the stream's own shutdown deadline unless given.
+    std::optional<std::chrono::steady_clock::duration> timeout = {};
+};
+
 static_assert(std::is_trivially_destructible_v<shutdown_options>);
+static_assert(std::is_trivially_destructible_v<stop_tls_options>);
 
 /// An AsyncStream over `Socket` that can be upgraded to TLS in place.
 ///
@@ -53,11 +60,11 @@ static_assert(std::is_trivially_destructible_v<shutdown_options>);
 /// over one. `TlsLayer` is a template with the interface of asio::ssl::stream.
 ///
 /// Cancellation: a cancelled read leaves the stream as it was. A cancelled write or shutdown of an encrypted stream
-/// may leave half a record behind, so every later operation reports errc::stream_unusable. A cancelled upgrade closes
-/// the stream.
+/// may leave half a record behind, so every later operation reports errc::stream_unusable. A cancelled upgrade or stop
+/// closes the stream.
 ///
-/// Concurrency: one read and one write may be pending at a time, in either state, and nothing beside an upgrade. With
-/// an io_context that runs on several threads, all use of a stream belongs on one strand.
+/// Concurrency: one read and one write may be pending at a time, in either state, and nothing beside an upgrade or its
+/// reverse. With an io_context that runs on several threads, all use of a stream belongs on one strand.
 ///
 /// Lifetime: destroying or moving the stream while operations are pending is safe; destroying it closes the socket,
 /// and pending operations complete with asio::error::operation_aborted.
@@ -99,7 +106,7 @@ public:
     lowest_layer_type& lowest_layer() { return state_->socket().lowest_layer(); }
     const lowest_layer_type& lowest_layer() const { return state_->socket().lowest_layer(); }
 
-    /// True from the moment at which the upgrade is complete.
+    /// True from the moment at which the upgrade is complete, until TLS is stopped.
     bool is_tls() const { return std::holds_alternative<typename state::encrypted>(state_->stage); }
 
     /// Null while the stream is plain.
@@ -122,7 +129,7 @@ public:
         return asio::async_initiate<Token, void(asio::error_code, std::size_t)>(
             [](auto handler, const std::shared_ptr<state>& s, const MutableBufferSequence& b)
             {
-                if (Socket* plain = s->plain())
+                if (Socket* plain = s->plain_to_read())
                     return void(plain->async_read_some(b, std::move(handler)));
                 asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
                     detail::read_operation<state, MutableBufferSequence>{s, b}, handler, s->socket());
@@ -170,6 +177,27 @@ public:
         return await_upgrade(state_, request_upgrade(options));
     }
 
+    /// Goes back to plain text, once both sides have agreed on it (FTP's CCC, RFC 4217; LDAP, RFC 4511 section 4.14.3):
+    /// sends a close_notify and awaits the peer's. The signature is void(asio::error_code).
+    ///
+    /// Effects: what the peer sent before its close_notify and was not read, 64 KiB at most, is read next, then what came
+    /// with or after it, in plain text. The stream can be upgraded again.
+    ///
+    /// Errors: errc::not_tls and upgrade_in_progress leave the stream as it was. Every other failure closes it:
+    /// asio::ssl::error::stream_truncated when the peer sent no close_notify, errc::shutdown_timeout,
+    /// asio::error::no_buffer_space, std::errc::protocol_error, the error that a read met. Cancellation: closes it.
+    template <typename Token = asio::default_completion_token_t<executor_type>>
+    auto async_stop_tls(const stop_tls_options& options = {}, Token&& token = {})
+    {
+        return initiate_shutdown(asio::socket_base::shutdown_both, options.timeout, true, token);
+    }
+
+    /// As async_stop_tls. Errors: thrown as std::system_error.
+    asio::awaitable<void> stop_tls(const stop_tls_options& options = {})
+    {
+        return async_stop_tls(options, asio::use_awaitable_t<>());
+    }
+
     /// Ends the conversation in order, before the stream is destroyed; the signature is void(asio::error_code).
     ///
     /// No read may be pending for shutdown_both. What a read has found already is not awaited again: the end of the
@@ -180,17 +208,9 @@ public:
     template <typename Token = asio::default_completion_token_t<executor_type>>
     auto async_shutdown(const shutdown_options& options = {}, Token&& token = {})
     {
-        const auto timeout = options.timeout.value_or(state_->settings.shutdown_timeout);
-        detail::require_positive(timeout, "timeout");
         if (options.what == asio::socket_base::shutdown_receive)
             throw std::invalid_argument("the receiving side cannot be shut down alone; use shutdown_send or shutdown_both");
-        return asio::async_initiate<Token, void(asio::error_code)>(
-            [](auto handler, const std::shared_ptr<state>& s, auto what, auto within)
-            {
-                asio::async_compose<decltype(handler), void(asio::error_code)>(
-                    detail::shutdown_operation<state>{s, what, within}, handler, s->socket());
-            },
-            token, state_, options.what, timeout);
+        return initiate_shutdown(options.what, options.timeout, false, token);
     }
 
 private:
@@ -206,6 +226,21 @@ private:
     {
         return std::make_unique<detail::upgrade_request>(state_->settings, options,
                                                          std::holds_alternative<Socket>(state_->stage));
+    }
+
+    template <typename Token>
+    auto initiate_shutdown(asio::socket_base::shutdown_type what,
+                           std::optional<std::chrono::steady_clock::duration> given, bool to_plain_text, Token&& token)
+    {
+        const auto timeout = given.value_or(state_->settings.shutdown_timeout);
+        detail::require_positive(timeout, "timeout");
+        return asio::async_initiate<Token, void(asio::error_code)>(
+            [](auto handler, const std::shared_ptr<state>& s, auto how, auto within, bool stop)
+            {
+                asio::async_compose<decltype(handler), void(asio::error_code)>(
+                    detail::shutdown_operation<state>{s, how, within, stop}, handler, s->socket());
+            },
+            token, state_, what, timeout, to_plain_text);
     }
 
     template <typename Token>

@@ -255,6 +255,7 @@ void raw_peer::start_tls(const tls_settings& settings, bool is_server)
     ssl_.reset(openssl_check(SSL_new(context.get()), "SSL_new"));
     BIO* bio = transport_->make_bio();
     SSL_set_bio(ssl_.get(), bio, bio);
+    transport_->flight.clear();
     transport_->send_flight = settings.send_flight;
     if (!settings.send_flight)
         transport_->send_flight = [settings](std::string_view flight, const auto& send)

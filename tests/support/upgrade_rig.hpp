@@ -130,6 +130,7 @@ inline connection connect(const asio::any_io_executor& executor)
     test::raw_listener listener;
     tcp::socket socket(executor);
     socket.connect(test::loopback(listener.port()));
+    socket.set_option(tcp::no_delay(true));
     return {std::move(socket), listener.accept()};
 }
 

@@ -124,7 +124,7 @@ public:
         read_guard(connection& c, unsigned epoch) : connection_(c)
         {
             throw_if(epoch != c.epoch_, errc::connection_upgraded);
-            throw_if(c.upgrading_, errc::upgrade_in_progress);
+            throw_if(c.changing_, errc::upgrade_in_progress);
             throw_if(c.reading_, errc::operation_in_progress);
             throw_if(c.closing_, errc::connection_closed);
             c.reading_ = true;
@@ -149,7 +149,7 @@ public:
     void check_write(unsigned epoch) const
     {
         throw_if(epoch != epoch_, errc::connection_upgraded);
-        throw_if(upgrading_, errc::upgrade_in_progress);
+        throw_if(changing_, errc::upgrade_in_progress);
         throw_if(closing_, errc::connection_closed);
         throw_if_lost();
     }
@@ -180,8 +180,9 @@ public:
     /// Waits for the end; the result is the reason of a loss.
     asio::awaitable<std::error_code> wait_closed();
 
-    /// Upgrades to TLS and begins a new epoch. A failure closes the connection.
+    /// Upgrades to TLS, or goes back to plain text, and begins a new epoch. A failure closes the connection.
     asio::awaitable<void> upgrade(std::unique_ptr<upgrade_request> request);
+    asio::awaitable<void> downgrade();
 
 protected:
     connection(const asio::any_io_executor& executor, const connection_settings& settings)
@@ -214,6 +215,7 @@ protected:
     virtual void async_write(asio::const_buffer data) = 0;
 
     virtual asio::awaitable<void> start_tls(std::unique_ptr<upgrade_request> request) = 0;
+    virtual asio::awaitable<std::string> stop_tls() = 0; ///< Gives what is then to be read first.
     virtual asio::awaitable<void> shutdown(asio::socket_base::shutdown_type what, asio::error_code& error) = 0;
     virtual std::size_t unread() = 0; ///< Bytes that the operating system holds.
     virtual void cancel_read() = 0;
@@ -261,12 +263,16 @@ private:
     asio::awaitable<void> flush();
     asio::awaitable<void> finish_writing();
     asio::awaitable<void> finish();
+    void check_change() const;
+
+    template <typename Step>
+    asio::awaitable<void> change(std::chrono::steady_clock::duration timeout, errc late, const char* what, Step step);
 
     const std::shared_ptr<strand> strand_;
     const asio::any_io_executor executor_;
     std::shared_ptr<asio::steady_timer> changed_; ///< Cancelled at each change that somebody may wait for.
-    unsigned epoch_ = 0;                          ///< Counts the upgrades; handles of an earlier one are void.
-    bool upgrading_ = false;
+    unsigned epoch_ = 0;                          ///< Counts the changes; handles of an earlier one are void.
+    bool changing_ = false;                       ///< To TLS or back.
     bool closing_ = false;
     bool closed_ = false;
     std::error_code lost_; ///< Why writing is no longer possible.
@@ -646,7 +652,7 @@ inline void connection::close()
 {
     if (closing_)
         return;
-    if (upgrading_ || lost_)
+    if (changing_ || lost_)
         return abort();
     closing_ = true;
     try
@@ -712,19 +718,55 @@ inline asio::awaitable<std::error_code> connection::wait_closed()
     co_return lost_;
 }
 
-inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request> request)
+inline void connection::check_change() const
 {
-    throw_if(upgrading_, errc::upgrade_in_progress);
+    throw_if(changing_, errc::upgrade_in_progress);
     throw_if(closing_, errc::connection_closed);
-    throw_if(is_tls(), errc::already_tls);
-    throw_if(!request->ssl, errc::not_upgradeable);
+}
+
+/// Sends what is queued, and then takes the step.
+template <typename Step>
+asio::awaitable<void> connection::change(std::chrono::steady_clock::duration timeout, errc late, const char* what,
+                                         Step step)
+{
     throw_if(reading_, errc::operation_in_progress);
     throw_if_write_ended();
-    upgrading_ = true;
+    changing_ = true;
     try
     {
-        const expiry deadline(*this, request->settings.handshake_timeout, errc::handshake_timeout);
+        const expiry deadline(*this, timeout, late);
         co_await flush();
+        co_await step();
+    }
+    catch (const std::system_error& error)
+    {
+        changing_ = false;
+        const bool is_late = lost_ == late;
+        lose(error.code());
+        abort();
+        if (is_late)
+            throw tls_error(late, what, X509_V_OK, {});
+        throw;
+    }
+    catch (...)
+    {
+        changing_ = false;
+        lose(asio::error::no_memory);
+        abort();
+        throw;
+    }
+    changing_ = false;
+    is_dry_ = false;
+    ++epoch_;
+}
+
+inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request> request)
+{
+    check_change();
+    throw_if(is_tls(), errc::already_tls);
+    throw_if(!request->ssl, errc::not_upgradeable);
+    const auto shake_hands = [this, &request]() -> asio::awaitable<void>
+    {
         if (eof_)
             throw tls_error(asio::error::eof, "TLS upgrade", X509_V_OK, {});
         std::optional<handshake_limit::place> place;
@@ -740,27 +782,21 @@ inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request
         request->received = received();
         discard(request->received.size());
         co_await start_tls(std::move(request));
-    }
-    catch (const std::system_error& error)
+    };
+    co_await change(request->settings.handshake_timeout, errc::handshake_timeout, "TLS upgrade", shake_hands);
+}
+
+inline asio::awaitable<void> connection::downgrade()
+{
+    check_change();
+    throw_if(!is_tls(), errc::not_tls);
+    const auto close_tls = [this]() -> asio::awaitable<void>
     {
-        upgrading_ = false;
-        const bool timed_out = lost_ == errc::handshake_timeout;
-        lose(error.code());
-        abort();
-        if (timed_out)
-            throw tls_error(errc::handshake_timeout, "TLS upgrade", X509_V_OK, {});
-        throw;
-    }
-    catch (...)
-    {
-        upgrading_ = false;
-        lose(asio::error::no_memory);
-        abort();
-        throw;
-    }
-    upgrading_ = false;
-    is_dry_ = false;
-    ++epoch_;
+        const std::string plain = co_await stop_tls();
+        buffer_.commit(asio::buffer_copy(buffer_.prepare(plain.size()), asio::buffer(plain)));
+        eof_ = false;
+    };
+    co_await change(settings().shutdown_timeout, errc::shutdown_timeout, "end of TLS", close_tls);
 }
 
 } // namespace upgradeable_streams::detail

@@ -24,6 +24,7 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 
 namespace upgradeable_streams::detail
@@ -130,6 +131,12 @@ private:
     asio::awaitable<void> start_tls(std::unique_ptr<upgrade_request> request) override
     {
         return stream_.await_upgrade(stream_.state_, std::move(request));
+    }
+
+    asio::awaitable<std::string> stop_tls() override
+    {
+        co_await stream_.stop_tls();
+        co_return std::exchange(stream_.state_->left_over, {});
     }
 
     asio::awaitable<void> shutdown(asio::socket_base::shutdown_type what, asio::error_code& error) override

@@ -3,9 +3,11 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_STREAM_OPERATIONS_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_STREAM_OPERATIONS_HPP
 
+#include <upgradeable_streams/detail/record_framing.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/stream_state.hpp>
 #include <upgradeable_streams/detail/tls_core.hpp>
+#include <upgradeable_streams/detail/tls_limits.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/tls.hpp>
 
@@ -35,16 +37,11 @@ namespace upgradeable_streams::detail
 /// How many of `bytes` are TLS records, the last of which may be incomplete.
 inline std::size_t size_of_tls_records(std::string_view bytes)
 {
-    constexpr std::size_t header_size = 5;
+    record_framing framing;
     std::size_t size = 0;
-    while (size < bytes.size() && begins_tls_record(bytes.substr(size)))
-    {
-        if (bytes.size() - size < header_size)
-            return bytes.size();
-        size += header_size + static_cast<unsigned char>(bytes[size + 3]) * std::size_t(256) +
-                static_cast<unsigned char>(bytes[size + 4]);
-    }
-    return std::min(size, bytes.size());
+    while (const std::size_t step = framing.accept(bytes.substr(size)))
+        size += step;
+    return size;
 }
 
 /// Any cancellation of a read is passed on as terminal, the only one that asio::ssl::stream knows.
@@ -78,6 +75,7 @@ struct read_operation
     MutableBufferSequence buffers;
     enum { starting, refusing, reading } step = starting;
     asio::error_code refusal = {};
+    std::size_t left_over = 0;
 
     template <typename Self>
     void operator()(Self& self, asio::error_code error = {}, std::size_t size = 0)
@@ -86,7 +84,9 @@ struct read_operation
         {
         case starting:
             refusal = state->read_refusal();
-            if (refusal)
+            if (!refusal && !state->tls())
+                left_over = state->read_left_over(buffers);
+            if (!state->tls() || refusal)
             {
                 step = refusing;
                 return asio::post(std::move(self));
@@ -98,7 +98,7 @@ struct read_operation
                 const auto copy = buffers;
                 return layer.async_read_some(copy, std::move(self));
             }
-        case refusing: return self.complete(refusal, 0);
+        case refusing: return self.complete(refusal, left_over);
         case reading:
             return self.complete(state->outcome_of_read(error), size);
         }
@@ -230,6 +230,7 @@ struct upgrade_operation
     {
         state->settings = std::move(request->settings);
         state->begin_upgrade(request->ssl);
+        state->tls()->skip(request->received);
         deadline = state->start_deadline(state->settings.handshake_timeout, executor);
     }
 
@@ -243,7 +244,10 @@ struct upgrade_operation
             return errc::upgrade_in_progress;
         if (!request->ssl)
             return errc::not_upgradeable;
-        const std::string& received = request->received;
+        std::string& received = request->received;
+        if (const auto error = error_of([&] { received.insert(0, state->left_over); }))
+            return error;
+        state->left_over.clear();
         const bool may_be_tls = request->settings.role == tls_role::server && begins_tls_handshake(received);
         const std::size_t tls_size = may_be_tls ? size_of_tls_records(received) : 0;
         if (tls_size < received.size())
@@ -280,31 +284,35 @@ struct upgrade_operation
     }
 };
 
-/// Ends the own direction, and for shutdown_both awaits the end of the peer's.
+/// Ends the own direction, and for shutdown_both awaits the end of the peer's; then may go on in plain text.
 template <typename State>
 struct shutdown_operation
 {
     std::shared_ptr<State> state;
     asio::socket_base::shutdown_type what;
     std::chrono::steady_clock::duration timeout;
-    enum { starting, refusing, waiting, notifying, sending, receiving } step = starting;
+    bool to_plain_text = false;
+    enum { starting, refusing, waiting, notifying, sending, receiving, settling, leaving } step = starting;
     std::shared_ptr<typename State::deadline> deadline = {};
-    std::unique_ptr<std::array<char, 4096>> discarded = {};
+    std::unique_ptr<std::array<char, 4096>> memory = {};
+    std::string unread = {}; ///< Of what came before the close_notify, for the plain stream.
     asio::error_code result = {};
     bool suspended = false;
 
     template <typename Self>
-    void operator()(Self& self, asio::error_code error = {}, std::size_t = 0)
+    void operator()(Self& self, asio::error_code error = {}, std::size_t size = 0)
     {
         const bool cancelled = was_cancelled(self);
         suspended = suspended || step != starting;
         switch (step)
         {
         case starting:
-            if (!state->tls())
-                state->socket().lowest_layer().shutdown(asio::socket_base::shutdown_send, result);
-            else
+            if (state->tls() || to_plain_text)
                 result = state->refusal();
+            else
+                state->socket().lowest_layer().shutdown(asio::socket_base::shutdown_send, result);
+            if (!result && to_plain_text && !state->tls())
+                result = errc::not_tls;
             if (!result && state->tls())
                 result = error_of([&] { begin(self.get_executor()); });
             if (result || !state->tls())
@@ -341,10 +349,21 @@ struct shutdown_operation
             return receive(std::move(self));
         case receiving:
             error = state->outcome_of_read(error);
-            if (!error && !cancelled)
+            if (!error && !cancelled && keep_unread(size))
                 return receive(std::move(self));
-            result = error == asio::error::eof ? asio::error_code() : error;
+            if (error != asio::error::eof && !result)
+                result = error;
             return finish(self, cancelled);
+        case settling:
+            if (!result && !cancelled && !(state->tls()->is_idle() && state->tls()->is_sent()))
+                return state->tls()->async_wait_change(std::move(self));
+            if (!result)
+                result = state->tls()->error();
+            step = leaving;
+            return asio::post(std::move(self)); // out of the layer that goes
+        case leaving:
+            leave(cancelled);
+            return self.complete(result);
         case refusing: return self.complete(result);
         }
     }
@@ -353,7 +372,7 @@ struct shutdown_operation
     void begin(const Executor& executor)
     {
         if (what != asio::socket_base::shutdown_send)
-            discarded = std::make_unique<std::array<char, 4096>>();
+            memory = std::make_unique<std::array<char, 4096>>();
         deadline = state->start_deadline(timeout, executor);
     }
 
@@ -385,25 +404,58 @@ struct shutdown_operation
         if (state->read_error || SSL_get_shutdown(state->ssl()) & SSL_RECEIVED_SHUTDOWN)
             return finish(self, false);
         auto& layer = state->tls()->layer();
-        const auto buffer = asio::buffer(*discarded);
+        const auto buffer = asio::buffer(*memory);
         layer.async_read_some(buffer, std::move(self));
+    }
+
+    /// Whether there was room for what was received; a stream that ends drops it.
+    bool keep_unread(std::size_t size)
+    {
+        if (!to_plain_text)
+            return true;
+        result = unread.size() + size > unread_limit ? asio::error_code(asio::error::no_buffer_space)
+                                                     : error_of([&] { unread.append(memory->data(), size); });
+        return !result;
     }
 
     template <typename Self>
     void finish(Self& self, bool cancelled)
+    {
+        if (to_plain_text)
+        {
+            step = settling;
+            return (*this)(self);
+        }
+        conclude(cancelled);
+        if (cancelled)
+            state->failure = errc::stream_unusable;
+        if (suspended)
+            return self.complete(result);
+        step = refusing;
+        asio::post(std::move(self));
+    }
+
+    void conclude(bool cancelled)
     {
         result = as_aborted(result);
         if (deadline->expired)
             result = errc::shutdown_timeout;
         else if (cancelled)
             result = asio::error::operation_aborted;
-        if (cancelled)
-            state->failure = errc::stream_unusable;
         deadline->cancel();
-        if (suspended)
-            return self.complete(result);
-        step = refusing;
-        asio::post(std::move(self));
+    }
+
+    void leave(bool cancelled)
+    {
+        if (!result && !(SSL_get_shutdown(state->ssl()) & SSL_RECEIVED_SHUTDOWN))
+            result = asio::ssl::error::stream_truncated;
+        if (!result && !state->tls()->is_between_records())
+            result = std::make_error_code(std::errc::protocol_error);
+        conclude(cancelled);
+        if (!result)
+            result = error_of([&] { state->complete_stop(std::move(unread)); });
+        if (result)
+            state->fail(cancelled ? make_error_code(errc::stream_unusable) : result);
     }
 };
 

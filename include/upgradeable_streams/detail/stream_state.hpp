@@ -30,18 +30,6 @@
 namespace upgradeable_streams::detail
 {
 
-/// Whether bytes that came first begin a TLS record (RFC 8446 section 5.1), as far as they go.
-inline bool begins_tls_record(std::string_view bytes)
-{
-    return (bytes.empty() || (bytes[0] >= 0x14 && bytes[0] <= 0x17)) && (bytes.size() < 2 || bytes[1] == 0x03);
-}
-
-/// Whether bytes that came first begin a TLS handshake record, as a ClientHello does.
-inline bool begins_tls_handshake(std::string_view bytes)
-{
-    return begins_tls_record(bytes) && (bytes.empty() || bytes[0] == 0x16);
-}
-
 template <typename Socket, template <typename> class TlsLayer>
 struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer>>
 {
@@ -120,8 +108,17 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
 
     /// The socket, while it may be used directly.
     Socket* plain() { return failure ? nullptr : std::get_if<Socket>(&stage); }
+    Socket* plain_to_read() { return left_over.empty() ? plain() : nullptr; }
 
-    /// Why a read or a write is refused; only for a stream that is not plain.
+    template <typename MutableBufferSequence>
+    std::size_t read_left_over(const MutableBufferSequence& buffers)
+    {
+        const std::size_t size = asio::buffer_copy(buffers, asio::buffer(left_over));
+        left_over.erase(0, size);
+        return size;
+    }
+
+    /// Why a read or a write is refused.
     asio::error_code refusal() const
     {
         if (failure)
@@ -169,6 +166,15 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
         stage.template emplace<encrypted>(encrypted{std::move(done)});
     }
 
+    /// Puts the socket in the TLS stream's place. `unread` is what came through TLS and was not read.
+    void complete_stop(std::string&& unread)
+    {
+        left_over = std::move(unread) + tls()->take_plain_text();
+        const auto done = std::move(std::get<encrypted>(stage).tls);
+        read_error.clear();
+        stage.template emplace<Socket>(std::move(done->socket()));
+    }
+
     /// Closes the stream when `timeout` has passed; `executor` is the one that the operation under way runs on.
     template <typename Executor>
     std::shared_ptr<deadline> start_deadline(std::chrono::steady_clock::duration timeout, const Executor& executor)
@@ -209,6 +215,7 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
     asio::error_code failure;    ///< Why the encrypted stream can only be closed.
     asio::error_code read_error; ///< The first, which later reads repeat.
     std::string not_tls;         ///< What the peer sent where TLS had to begin.
+    std::string left_over;       ///< What a stop of TLS has received for the plain stream to read.
 };
 
 /// What an upgrade was asked for, checked when the call was made.

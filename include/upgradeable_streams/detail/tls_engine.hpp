@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/record_buffer.hpp>
+#include <upgradeable_streams/detail/record_framing.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
 
 #include <asio/buffer.hpp>
@@ -74,8 +75,11 @@ public:
     /// Bytes that come before all that the descriptor holds. They are not copied, and live until they were read.
     void feed(std::string_view bytes) { input_ = bytes; }
 
-    /// What was fed and is not yet read.
+    /// What was fed or received and is not yet read: after the peer's close_notify, what came with it in plain text.
     std::string_view fed() const { return input_; }
+
+    /// Whether what was read ends where a record does.
+    bool is_between_records() const { return framing_.is_between_records(); }
 
     /// How the transport's input ended, after what was fed.
     void feed_error(const asio::error_code& error) { input_error_ = error; }
@@ -284,8 +288,12 @@ private:
     {
         if (!input_.empty())
         {
-            const std::size_t size = input_.copy(data, capacity);
+            const std::string_view next = input_.substr(0, capacity);
+            const std::size_t records = framing_.accept(next);
+            const std::size_t size = next.copy(data, records > 0 ? records : capacity);
             input_.remove_prefix(size);
+            if (input_.empty())
+                rest_ = {};
             return static_cast<int>(size);
         }
         if (input_error_ || !may_receive() || budget_ == 0)
@@ -299,7 +307,24 @@ private:
             SSL_set_default_read_buffer_len(ssl_.get(), large_read);
         else if (!brings_data_ || size < large_read / 8)
             SSL_set_default_read_buffer_len(ssl_.get(), 0);
-        return static_cast<int>(size);
+        return static_cast<int>(keep_rest({data, size}));
+    }
+
+    /// Keeps what OpenSSL is not to be given at once.
+    std::size_t keep_rest(std::string_view received)
+    try
+    {
+        const std::size_t records = framing_.accept(received);
+        if (records == received.size() || records == 0)
+            return received.size();
+        rest_ = received.substr(records);
+        input_ = rest_;
+        return records;
+    }
+    catch (const std::bad_alloc&)
+    {
+        input_error_ = asio::error::no_memory;
+        return 0;
     }
 
     void send(std::string_view bytes)
@@ -372,6 +397,8 @@ private:
     std::size_t budget_ = large_read; ///< What one read may receive before others have their turn.
     bool is_open_ = false;
     std::string_view input_;
+    std::string rest_; ///< What input_ views when the descriptor gave too much.
+    record_framing framing_;
     asio::error_code input_error_;
     asio::error_code output_error_;
     asio::error_code read_error_;

@@ -15,6 +15,9 @@ inline constexpr std::size_t first_bytes_limit = 512;
 /// receives none fills the memory.
 inline constexpr std::size_t reply_limit = 64 * 1024;
 
+/// How much that came before the peer's close_notify, and nobody has read, is kept for the plain stream.
+inline constexpr std::size_t unread_limit = 64 * 1024;
+
 } // namespace upgradeable_streams::detail
 
 #endif

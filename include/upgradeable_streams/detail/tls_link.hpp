@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 
@@ -43,6 +44,13 @@ public:
     TlsLayer<write_queue<Socket>&>& layer() { return *layer_; }
     Socket& socket() { return queue_.next_layer(); }
     std::string take_first_bytes() { return queue_.take_first_bytes(); }
+
+    /// Tells of bytes that the handshake is given beside what is read.
+    void skip(std::string_view received) { queue_.skip(received); }
+
+    /// The plain text that came with the last record, and whether what was read of it ends where a record does.
+    std::string take_plain_text() { return queue_.take_plain_text(); }
+    bool is_between_records() const { return queue_.is_between_records(); }
 
     /// Whether a write may begin, and whether all was handed to the socket.
     bool is_idle() const { return queue_.idle(); }
@@ -76,6 +84,10 @@ public:
     tls_stream<Socket>& layer() { return layer_; }
     Socket& socket() { return layer_.next_layer(); }
     std::string take_first_bytes() { return core().take_first_bytes(); }
+
+    void skip(std::string_view) {}
+    std::string take_plain_text() { return std::string(core().engine.fed()); }
+    bool is_between_records() const { return core().engine.is_between_records(); }
 
     bool is_idle() const { return true; }
     bool is_sent() const { return core().is_flushed(); }

@@ -3,10 +3,12 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_WRITE_QUEUE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_WRITE_QUEUE_HPP
 
+#include <upgradeable_streams/detail/record_framing.hpp>
 #include <upgradeable_streams/detail/tls_limits.hpp>
 
 #include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>
+#include <asio/buffers_iterator.hpp>
 #include <asio/compose.hpp>
 #include <asio/error.hpp>
 #include <asio/post.hpp>
@@ -18,6 +20,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace upgradeable_streams::detail
@@ -63,20 +66,34 @@ public:
         return std::exchange(first_bytes_, {});
     }
 
+    /// Tells of bytes from before the first read.
+    void skip(std::string_view received) { framing_.accept(received); }
+
+    /// The plain text that came with the last record.
+    std::string take_plain_text() { return std::exchange(rest_, {}); }
+
+    /// Whether what was read ends where a record does.
+    bool is_between_records() const { return framing_.is_between_records(); }
+
     template <typename MutableBufferSequence, typename Handler>
     void async_read_some(const MutableBufferSequence& buffers, Handler&& handler)
     {
-        if (!keep_first_bytes_)
-            return next_.async_read_some(buffers, std::forward<Handler>(handler));
         asio::async_compose<Handler, void(asio::error_code, std::size_t)>(
-            [this, buffers, started = false](auto& self, asio::error_code error = {}, std::size_t size = 0) mutable
+            [this, buffers, kept = std::size_t(0), started = false](auto& self, asio::error_code error = {},
+                                                                    std::size_t size = 0) mutable
             {
                 if (!std::exchange(started, true))
                 {
                     const auto copy = buffers;
+                    kept = take_rest(copy);
+                    if (kept > 0)
+                        return asio::post(next_.get_executor(), std::move(self));
                     return next_.async_read_some(copy, std::move(self));
                 }
+                if (kept > 0)
+                    return self.complete({}, kept);
                 append_first_bytes(buffers, size);
+                size = keep_rest(buffers, size, error);
                 self.complete(error, size);
             },
             handler, next_);
@@ -186,8 +203,47 @@ private:
     }
 
     template <typename MutableBufferSequence>
+    std::size_t take_rest(const MutableBufferSequence& buffers)
+    {
+        const std::string_view next = std::string_view(rest_).substr(0, asio::buffer_size(buffers));
+        const std::size_t records = framing_.accept(next);
+        const std::size_t size = asio::buffer_copy(buffers, asio::buffer(next, records > 0 ? records : next.size()));
+        rest_.erase(0, size);
+        if (rest_.empty())
+            rest_ = {};
+        return size;
+    }
+
+    /// Keeps what the TLS stream is not to be given at once.
+    template <typename MutableBufferSequence>
+    std::size_t keep_rest(const MutableBufferSequence& buffers, std::size_t size, asio::error_code& error)
+    try
+    {
+        std::size_t seen = 0;
+        std::size_t records = 0;
+        for (auto b = asio::buffer_sequence_begin(buffers); seen < size && records == seen; ++b)
+        {
+            const asio::mutable_buffer part = asio::buffer(asio::mutable_buffer(*b), size - seen);
+            records += framing_.accept({static_cast<const char*>(part.data()), part.size()});
+            seen += part.size();
+        }
+        if (records == size || records == 0)
+            return size;
+        const auto bytes = asio::buffers_begin(buffers);
+        rest_.assign(bytes + std::ptrdiff_t(records), bytes + std::ptrdiff_t(size));
+        return records;
+    }
+    catch (const std::bad_alloc&)
+    {
+        error = asio::error::no_memory;
+        return 0;
+    }
+
+    template <typename MutableBufferSequence>
     void append_first_bytes(const MutableBufferSequence& buffers, std::size_t size)
     {
+        if (!keep_first_bytes_)
+            return;
         const std::size_t before = first_bytes_.size();
         first_bytes_.resize(before + std::min(size, first_bytes_limit - before));
         asio::buffer_copy(asio::buffer(first_bytes_) + before, buffers);
@@ -203,6 +259,8 @@ private:
     asio::error_code error_;
     bool keep_first_bytes_ = false;
     std::string first_bytes_;
+    record_framing framing_;
+    std::string rest_;
 };
 
 } // namespace upgradeable_streams::detail

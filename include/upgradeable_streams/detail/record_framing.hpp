@@ -1,0 +1,80 @@
+/// @file
+/// Where TLS records begin and end in what a peer sends.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_RECORD_FRAMING_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_RECORD_FRAMING_HPP
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <string_view>
+
+namespace upgradeable_streams::detail
+{
+
+/// Whether bytes that came first begin a TLS record (RFC 8446 section 5.1), as far as they go.
+inline bool begins_tls_record(std::string_view bytes)
+{
+    return (bytes.empty() || (bytes[0] >= 0x14 && bytes[0] <= 0x17)) && (bytes.size() < 2 || bytes[1] == 0x03);
+}
+
+/// Whether bytes that came first begin a TLS handshake record, as a ClientHello does.
+inline bool begins_tls_handshake(std::string_view bytes)
+{
+    return begins_tls_record(bytes) && (bytes.empty() || bytes[0] == 0x16);
+}
+
+/// Tells records from the plain text behind a close_notify, in bytes that come in pieces.
+///
+/// TLS takes in what it is given and does not give back what it did not need. So it is given nothing behind a record that
+/// may be a close_notify, until it asks for more, and then it was none.
+class record_framing
+{
+public:
+    /// Returns: how many of the next bytes are to be given at once; 0 when they begin no record.
+    std::size_t accept(std::string_view bytes)
+    {
+        std::size_t size = 0;
+        while (size < bytes.size())
+        {
+            const std::size_t begin = size;
+            for (; header_size_ < header_.size() && size < bytes.size(); ++size)
+                header_[header_size_++] = bytes[size];
+            if (!begins_tls_record({header_.data(), header_size_}))
+            {
+                header_size_ -= size - begin;
+                return begin;
+            }
+            if (header_size_ < header_.size())
+                break;
+            const std::size_t step = std::min(body_size() - body_seen_, bytes.size() - size);
+            size += step;
+            body_seen_ += step;
+            if (body_seen_ < body_size())
+                break;
+            header_size_ = body_seen_ = 0;
+            if (may_be_close_notify())
+                break;
+        }
+        return size;
+    }
+
+    /// Whether what was accepted ends where a record does.
+    bool is_between_records() const { return header_size_ == 0; }
+
+private:
+    std::size_t body_size() const
+    {
+        return static_cast<unsigned char>(header_[3]) * std::size_t(256) + static_cast<unsigned char>(header_[4]);
+    }
+
+    /// An alert, or in TLS 1.3 what may be one: two bytes, their type, and a tag (RFC 8446 section 5.2).
+    bool may_be_close_notify() const { return header_[0] == 0x15 || (header_[0] == 0x17 && body_size() <= 2 + 1 + 16); }
+
+    std::array<char, 5> header_;
+    std::size_t header_size_ = 0;
+    std::size_t body_seen_ = 0;
+};
+
+} // namespace upgradeable_streams::detail
+
+#endif
