@@ -941,6 +941,7 @@ TEST_CASE("get_extra_info: what TLS negotiated is empty before the upgrade and t
                 CHECK(!writer.get_extra_info<"alpn_protocol">());
                 CHECK(!writer.get_extra_info<"cipher">());
                 CHECK(!writer.get_extra_info<"peercert">());
+                CHECK(!writer.session());
             }
             const auto peername = link.writer.get_extra_info<"peername">();
             const auto sockname = link.writer.get_extra_info<"sockname">();
@@ -966,6 +967,12 @@ TEST_CASE("get_extra_info: what TLS negotiated is empty before the upgrade and t
             const auto names = certificate->subject_alt_names();
             CHECK(std::find(names.begin(), names.end(), "DNS:localhost") != names.end());
             CHECK(!link.peer_writer.get_extra_info<"peercert">());
+            const auto session = link.writer.session();
+            REQUIRE(session);
+            CHECK(session->version == "TLSv1.3");
+            CHECK(session->peer_verified);
+            REQUIRE(link.peer_writer.session());
+            CHECK_FALSE(link.peer_writer.session()->peer_verified);
             CHECK(link.writer.get_extra_info<"peername">() == peername);
             CHECK(link.writer.get_extra_info<"sockname">() == sockname);
             CHECK(link.writer.get_extra_info<"socket">() == socket);
@@ -1487,6 +1494,19 @@ TEST_CASE("start_tls: an answer in plain text during the handshake is shown")
             const auto error = co_await exception_of<us::tls_error>(upgrade.join());
             CHECK(error.code() == us::errc::plaintext_injection);
             CHECK(error.received() == "454 TLS not available\r\n");
+            CHECK_THAT(error.what(), test::contains("answered with \"454 TLS not available\""));
+        });
+}
+
+TEST_CASE("start_tls: what a peer sent in place of TLS is shown in one line, whatever it is")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link link = co_await link_with_raw_peer(upgradeable_client());
+            link.send("\x1b[2J\n" + std::string(200, 'x'));
+            const auto error = co_await exception_of<us::tls_error>(link.writer.start_tls());
+            CHECK_THAT(error.what(), test::contains("answered with \"\\x1b[2J\\x0a" + std::string(95, 'x') + "...\""));
         });
 }
 

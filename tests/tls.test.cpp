@@ -5,6 +5,7 @@
 #include "support/certificates.hpp"
 
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -40,7 +41,9 @@ TEST_CASE("tls_session: it tells what a handshake of TLS 1.3 negotiated")
     }
     REQUIRE(client.peer_certificate);
     CHECK(client.peer_certificate->subject() == "CN=localhost");
+    CHECK(client.peer_verified);
     CHECK(!server.peer_certificate);
+    CHECK_FALSE(server.peer_verified);
 }
 
 TEST_CASE("tls_session: it tells what a handshake of TLS 1.2 negotiated, and the client's certificate")
@@ -63,6 +66,7 @@ TEST_CASE("tls_session: it tells what a handshake of TLS 1.2 negotiated, and the
     CHECK(!client.server_name);
     REQUIRE(server.peer_certificate);
     CHECK(server.peer_certificate->subject() == "CN=test client");
+    CHECK(server.peer_verified);
     CHECK(!server.server_name);
 }
 
@@ -71,8 +75,28 @@ TEST_CASE("tls_session: it tells why a peer that was tolerated is not trusted")
     auto client = test::localhost_client();
     client.ca_file = test::unrelated_authority().ca_file();
     client.adjust = [](SSL_CTX* context) { SSL_CTX_set_verify(context, SSL_VERIFY_NONE, nullptr); };
-    CHECK(sessions(client, test::localhost_server()).first.verify_result ==
-          X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY);
+    const auto session = sessions(client, test::localhost_server()).first;
+    CHECK(session.verify_result == X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY);
+    CHECK_FALSE(session.peer_verified);
+}
+
+TEST_CASE("tls_session: a peer that a context does not verify is not verified, though its certificate is good")
+{
+    auto client = test::localhost_client();
+    client.adjust = [](SSL_CTX* context) { SSL_CTX_set_verify(context, SSL_VERIFY_NONE, nullptr); };
+    const auto session = sessions(client, test::localhost_server()).first;
+    CHECK(session.verify_result == X509_V_OK);
+    CHECK_FALSE(session.peer_verified);
+}
+
+TEST_CASE("tls_session: there is none before the handshake is complete")
+{
+    const auto context = test::make_context({}, false);
+    const test::openssl_ptr<SSL, SSL_free> ssl(SSL_new(context.get()));
+    CHECK_THROWS_AS(us::tls_session(ssl.get()), std::invalid_argument);
+    CHECK_THROWS_AS(us::tls_session(nullptr), std::invalid_argument);
+    CHECK_FALSE(std::is_default_constructible_v<us::tls_session>);
+    CHECK_FALSE(std::is_aggregate_v<us::tls_session>);
 }
 
 TEST_CASE("tls_session: it lasts longer than the SSL object that it was read from")

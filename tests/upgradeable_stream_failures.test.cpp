@@ -362,8 +362,12 @@ TEMPLATE_TEST_CASE(
             CHECK(error.code() == us::errc::plaintext_injection);
             CHECK(error.received().size() >= 5);
             CHECK(text.starts_with(error.received()));
+            CHECK_THAT(error.what(), test::contains("answered with \"454 T"));
             if (chunk == 0)
+            {
                 CHECK(error.received() == text);
+                CHECK_THAT(error.what(), test::contains("answered with \"454 TLS not available\""));
+            }
             CHECK(!stream.lowest_layer().is_open());
         });
 }

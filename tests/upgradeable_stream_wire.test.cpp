@@ -262,6 +262,9 @@ TEMPLATE_TEST_CASE("start_tls: names that a certificate is not for are refused, 
         CHECK(error->verify_result() == X509_V_ERR_HOSTNAME_MISMATCH);
         CHECK(error->code().category() == asio::error::get_ssl_category());
         CHECK_THAT(error->what(), test::contains(std::string("\"") + name + "\""));
+        CHECK_THAT(error->what(), test::contains("CN=common.test"));
+        CHECK_THAT(error->what(), test::contains("it is for DNS:host.test, DNS:*.wild.test"));
+        CHECK_THAT(error->what(), test::contains("DNS:nul.test\\x00.evil.test and 2 more"));
         CHECK_THAT(error->what(), test::contains(X509_verify_cert_error_string(X509_V_ERR_HOSTNAME_MISMATCH)));
         CHECK(error->received().empty());
     }
@@ -292,6 +295,7 @@ TEMPLATE_TEST_CASE("start_tls: an expired, a future or an untrusted certificate 
     REQUIRE(error);
     CHECK(error->verify_result() == X509_V_ERR_CERT_HAS_EXPIRED);
     CHECK_THAT(error->what(), test::contains("certificate has expired"));
+    CHECK_THAT(error->what(), test::contains("CN=test"));
 
     error = verify_request(test::authority(), days(1), days(2));
     REQUIRE(error);

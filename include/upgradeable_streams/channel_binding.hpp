@@ -7,6 +7,7 @@
 #define UPGRADEABLE_STREAMS_CHANNEL_BINDING_HPP
 
 #include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/tls.hpp>
 
 #include <asio/error.hpp>
 #include <asio/ssl/error.hpp>
@@ -25,17 +26,6 @@
 
 namespace upgradeable_streams
 {
-
-namespace detail
-{
-
-inline void require_session(const SSL* ssl)
-{
-    if (!ssl || !SSL_is_init_finished(ssl))
-        throw std::invalid_argument("there is no TLS session yet: call this after start_tls");
-}
-
-} // namespace detail
 
 /// Returns: `size` bytes, the same at both ends (RFC 5705; RFC 8446 section 7.5).
 ///

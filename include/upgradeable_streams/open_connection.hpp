@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_OPEN_CONNECTION_HPP
 
 #include <upgradeable_streams/detail/connection.hpp>
+#include <upgradeable_streams/detail/inner_stream.hpp>
 #include <upgradeable_streams/detail/stream_connection.hpp>
 #include <upgradeable_streams/detail/tcp_connector.hpp>
 #include <upgradeable_streams/detail/wait.hpp>

@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_START_SERVER_HPP
 
 #include <upgradeable_streams/callable_view.hpp>
+#include <upgradeable_streams/detail/inner_stream.hpp>
 #include <upgradeable_streams/detail/listener.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/port_number.hpp>

@@ -47,6 +47,23 @@ struct extra_info_name
     char text_[Size];
 };
 
+/// Where a TLS session begins.
+enum class tls_place
+{
+    over_plain_text,
+    within_tls ///< Inside the session that there is, as through an HTTPS proxy after CONNECT.
+};
+
+inline constexpr tls_place within_tls = tls_place::within_tls;
+
+namespace detail
+{
+template <typename Stream>
+asio::awaitable<std::pair<stream_reader, stream_writer>> start_inner_tls(std::shared_ptr<handle> outside,
+                                                                         std::unique_ptr<upgrade_request> request);
+class inner_stream;
+}
+
 /// Writes to a connection and closes it.
 ///
 /// Errors, of every operation: errc::upgrade_in_progress while start_tls or stop_tls runs, and errc::connection_upgraded
@@ -133,19 +150,31 @@ public:
     /// reader: a server takes the beginning of a ClientHello for the handshake, anything else is
     /// errc::plaintext_injection (RFC 3207 section 4.2, CVE-2011-0411). `received` is not to be given.
     ///
+    /// `start_tls<within_tls>` begins a second session inside the first, with a peer of its own, whose server_hostname a
+    /// client has to give. Closing the inner pair closes the outer connection too; stop_tls leaves the inner session alone.
+    ///
     /// Returns: a new reader and writer; the old ones throw errc::connection_upgraded from then on.
     ///
-    /// Errors: std::invalid_argument at the call for options that make no sense; errc::not_upgradeable and already_tls
-    /// leave the connection as it was, as does errc::operation_in_progress when a read is pending. Every other failure
+    /// Errors: std::invalid_argument at the call for options that make no sense; errc::not_upgradeable, already_tls
+    /// and not_tls leave the connection as it was, as does errc::operation_in_progress when a read is pending. Every other failure
     /// closes the connection: tls_error, errc::handshake_timeout, std::bad_alloc.
     ///
     /// Cancellation: closes the connection.
+    template <tls_place Place = tls_place::over_plain_text>
     asio::awaitable<std::pair<stream_reader, stream_writer>> start_tls(const tls_options& options = {})
     {
         if (!options.received.empty())
             throw std::invalid_argument("start_tls of a stream_writer knows what was received; do not give it");
         const detail::connection& c = **handle_;
-        return start_tls(handle_, std::make_unique<detail::upgrade_request>(c.settings(), options, !c.ssl()));
+        constexpr bool is_inner = Place == tls_place::within_tls;
+        if (is_inner && options.server_hostname.empty() &&
+            options.role.value_or(c.settings().role) == tls_role::client)
+            throw std::invalid_argument("start_tls<within_tls> needs server_hostname: the name of the inner server");
+        auto request = std::make_unique<detail::upgrade_request>(c.settings(), options, is_inner || !c.ssl());
+        if constexpr (is_inner)
+            return detail::start_inner_tls<std::conditional_t<is_inner, detail::inner_stream, void>>(handle_, std::move(request));
+        else
+            return start_tls(handle_, std::move(request));
     }
 
     /// Sends what is queued, then goes back to plain text, once both sides have agreed on it (FTP's CCC, RFC 4217; LDAP,
@@ -161,6 +190,14 @@ public:
     ///
     /// Cancellation: closes the connection.
     asio::awaitable<std::pair<stream_reader, stream_writer>> stop_tls() { return stop_tls(handle_); }
+
+    /// What the handshake negotiated, and with whom; empty in plain text.
+    std::optional<tls_session> session() const
+    {
+        handle_->check_epoch();
+        const detail::connection& c = **handle_;
+        return c.is_tls() ? std::optional<tls_session>(c.ssl()) : std::nullopt;
+    }
 
     /// What is known of the connection, by asyncio's names; the type depends on the name.
     ///
@@ -189,15 +226,15 @@ public:
         {
             static_assert(of_tls, "get_extra_info knows peername, sockname, socket, sslcontext, ssl_object, version, "
                                   "cipher, alpn_protocol and peercert");
-            const auto session = c.is_tls() ? std::optional<tls_session>(c.ssl()) : std::nullopt;
+            const std::optional<tls_session> known = session();
             if constexpr (Name == "version")
-                return session ? std::optional(session->version) : std::nullopt;
+                return known ? std::optional(known->version) : std::nullopt;
             else if constexpr (Name == "cipher")
-                return session ? std::optional(session->cipher) : std::nullopt;
+                return known ? std::optional(known->cipher) : std::nullopt;
             else if constexpr (Name == "alpn_protocol")
-                return session ? session->alpn_protocol : std::nullopt;
+                return known ? known->alpn_protocol : std::nullopt;
             else if constexpr (Name == "peercert")
-                return session ? session->peer_certificate : std::nullopt;
+                return known ? known->peer_certificate : std::nullopt;
         }
     }
 

@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_TLS_HPP
 
 #include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/error.hpp>
 
 #include <asio/ip/address.hpp>
 #include <asio/ssl/context.hpp>
@@ -12,6 +13,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <memory>
 #include <new>
 #include <optional>
@@ -19,6 +21,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 namespace upgradeable_streams
 {
@@ -66,9 +69,11 @@ struct cipher_info
     int secret_bits = 0;
 };
 
-/// What a completed handshake negotiated, read from an SSL object.
+/// What a completed handshake negotiated, read from an SSL object. Since nothing else gives one, a function that asks for
+/// it, as `login(const tls_session&, ...)`, cannot be called in plain text.
 struct tls_session
 {
+    /// Errors: std::invalid_argument when the handshake is not complete.
     explicit tls_session(SSL* ssl);
 
     std::string version; ///< As in TLSv1.3.
@@ -77,6 +82,7 @@ struct tls_session
     std::optional<std::string> server_name; ///< The SNI, sent or received.
     std::optional<certificate> peer_certificate;
     long verify_result; ///< X509_V_OK, or the reason for which a context that tolerates it did not trust the peer.
+    bool peer_verified; ///< The context verifies, the peer has a certificate, and that was accepted.
     bool session_reused;
 };
 
@@ -139,10 +145,17 @@ inline std::shared_ptr<SSL_CTX> share(asio::ssl::context& context)
     return {context.native_handle(), openssl_delete()};
 }
 
+inline SSL* require_session(SSL* ssl)
+{
+    if (!ssl || !SSL_is_init_finished(ssl))
+        throw std::invalid_argument("there is no TLS session yet: call this after start_tls");
+    return ssl;
+}
+
 } // namespace detail
 
 inline tls_session::tls_session(SSL* ssl)
-    : version(SSL_get_version(ssl)), verify_result(SSL_get_verify_result(ssl)),
+    : version(SSL_get_version(detail::require_session(ssl))), verify_result(SSL_get_verify_result(ssl)),
       session_reused(SSL_session_reused(ssl) == 1)
 {
     if (const SSL_CIPHER* current = SSL_get_current_cipher(ssl))
@@ -157,6 +170,7 @@ inline tls_session::tls_session(SSL* ssl)
         server_name = name;
     if (X509* peer = SSL_get0_peer_certificate(ssl))
         peer_certificate.emplace(peer);
+    peer_verified = peer_certificate && verify_result == X509_V_OK && (SSL_get_verify_mode(ssl) & SSL_VERIFY_PEER);
 }
 
 namespace detail
@@ -243,6 +257,34 @@ inline openssl_ptr<SSL> tls_settings::make_ssl() const
     if (!done)
         throw std::bad_alloc();
     return ssl;
+}
+
+/// Whose certificate was not accepted, for whom, and why.
+inline std::string refusal_of_certificate(SSL* ssl, const tls_settings& settings)
+{
+    const long reason = SSL_get_verify_result(ssl);
+    std::string text = "the peer's certificate";
+    const STACK_OF(X509)* const chain = SSL_get0_verified_chain(ssl); // also of a chain that was not accepted
+    std::optional<certificate> given;
+    if (chain && sk_X509_num(chain) > 0)
+        given.emplace(sk_X509_value(chain, 0));
+    if (given)
+        text += " (" + given->subject() + ")";
+    text += " is not accepted";
+    if (settings.role == tls_role::client)
+        text += " for \"" + settings.server_hostname + "\"";
+    text += std::string(": ") + X509_verify_cert_error_string(reason);
+    if (given && (reason == X509_V_ERR_HOSTNAME_MISMATCH || reason == X509_V_ERR_IP_ADDRESS_MISMATCH))
+    {
+        constexpr std::size_t most = 5;
+        const std::vector<std::string> names = given->subject_alt_names();
+        text += names.empty() ? ", it names no host" : ", it is for";
+        for (std::size_t i = 0; i < std::min(names.size(), most); ++i)
+            text += (i ? ", " : " ") + printable(names[i]);
+        if (names.size() > most)
+            text += " and " + std::to_string(names.size() - most) + " more";
+    }
+    return text;
 }
 
 } // namespace detail

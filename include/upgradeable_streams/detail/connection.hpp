@@ -184,6 +184,40 @@ public:
     asio::awaitable<void> upgrade(std::unique_ptr<upgrade_request> request);
     asio::awaitable<void> downgrade();
 
+    // A TLS session inside this one: until it has ended, to close this is to close it.
+
+    void check_inner() const
+    {
+        check_change();
+        throw_if(!is_tls(), errc::not_tls);
+        check_idle();
+    }
+
+    connection_settings settings_inside() const { return {settings(), limit_, handshakes_, {}}; }
+
+    void begin_inner(const std::shared_ptr<connection>& inner)
+    {
+        discard(received().size());
+        inner_ = inner;
+        ++epoch_;
+    }
+
+    void end_inner()
+    {
+        inner_.reset();
+        close();
+    }
+
+    /// To be read before all that the stream holds.
+    void put_back(std::string_view bytes)
+    {
+        buffer_.commit(asio::buffer_copy(buffer_.prepare(bytes.size()), asio::buffer(bytes)));
+    }
+
+    /// Waits until all was handed to the socket.
+    asio::awaitable<void> flush();
+    virtual void cancel_read() = 0;
+
 protected:
     connection(const asio::any_io_executor& executor, const connection_settings& settings)
         : strand_(settings.strand),
@@ -218,7 +252,6 @@ protected:
     virtual asio::awaitable<std::string> stop_tls() = 0; ///< Gives what is then to be read first.
     virtual asio::awaitable<void> shutdown(asio::socket_base::shutdown_type what, asio::error_code& error) = 0;
     virtual std::size_t unread() = 0; ///< Bytes that the operating system holds.
-    virtual void cancel_read() = 0;
     virtual void close_socket() = 0;
 
     void written(const asio::error_code& error, std::size_t size);
@@ -260,10 +293,10 @@ private:
     void send();
     void lose(const std::error_code& reason);
     asio::awaitable<void> wait_change() { return wait(*changed_); }
-    asio::awaitable<void> flush();
     asio::awaitable<void> finish_writing();
     asio::awaitable<void> finish();
     void check_change() const;
+    void check_idle() const;
 
     template <typename Step>
     asio::awaitable<void> change(std::chrono::steady_clock::duration timeout, errc late, const char* what, Step step);
@@ -276,6 +309,7 @@ private:
     bool closing_ = false;
     bool closed_ = false;
     std::error_code lost_; ///< Why writing is no longer possible.
+    std::weak_ptr<connection> inner_;
 
     std::size_t limit_;
     std::shared_ptr<handshake_limit> handshakes_;
@@ -652,6 +686,8 @@ inline void connection::close()
 {
     if (closing_)
         return;
+    if (const auto inner = inner_.lock(); inner && !inner->is_closed())
+        return inner->close();
     if (changing_ || lost_)
         return abort();
     closing_ = true;
@@ -724,13 +760,18 @@ inline void connection::check_change() const
     throw_if(closing_, errc::connection_closed);
 }
 
+inline void connection::check_idle() const
+{
+    throw_if(reading_, errc::operation_in_progress);
+    throw_if_write_ended();
+}
+
 /// Sends what is queued, and then takes the step.
 template <typename Step>
 asio::awaitable<void> connection::change(std::chrono::steady_clock::duration timeout, errc late, const char* what,
                                          Step step)
 {
-    throw_if(reading_, errc::operation_in_progress);
-    throw_if_write_ended();
+    check_idle();
     changing_ = true;
     try
     {
@@ -793,7 +834,7 @@ inline asio::awaitable<void> connection::downgrade()
     const auto close_tls = [this]() -> asio::awaitable<void>
     {
         const std::string plain = co_await stop_tls();
-        buffer_.commit(asio::buffer_copy(buffer_.prepare(plain.size()), asio::buffer(plain)));
+        put_back(plain);
         eof_ = false;
     };
     co_await change(settings().shutdown_timeout, errc::shutdown_timeout, "end of TLS", close_tls);

@@ -57,6 +57,12 @@ public:
         return lowest.is_open() ? std::optional<int>(lowest.native_handle()) : std::nullopt;
     }
 
+    void cancel_read() override
+    {
+        asio::error_code ignored;
+        stream_.lowest_layer().cancel(ignored);
+    }
+
 private:
     std::size_t read_some(asio::mutable_buffer buffer, asio::error_code& error) override
     {
@@ -142,19 +148,16 @@ private:
     asio::awaitable<void> shutdown(asio::socket_base::shutdown_type what, asio::error_code& error) override
     {
         const shutdown_options options = {.what = what};
-        return stream_.async_shutdown(options, asio::redirect_error(asio::use_awaitable, error));
+        co_await stream_.async_shutdown(options, asio::redirect_error(asio::use_awaitable, error));
+        if constexpr (requires { stream_.next_layer().close_outer(); })
+            if (what == asio::socket_base::shutdown_both)
+                co_await stream_.next_layer().close_outer();
     }
 
     std::size_t unread() override
     {
         asio::error_code ignored;
         return is_tls() ? 0 : stream_.lowest_layer().available(ignored);
-    }
-
-    void cancel_read() override
-    {
-        asio::error_code ignored;
-        stream_.lowest_layer().cancel(ignored);
     }
 
     void close_socket() override

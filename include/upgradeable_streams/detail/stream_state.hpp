@@ -196,18 +196,14 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
     /// The exception of an upgrade that failed with `error`.
     tls_error describe(const asio::error_code& error)
     {
-        std::string what = "TLS upgrade";
         const bool refused = ssl() && error.category() == asio::error::get_ssl_category() &&
                              ERR_GET_REASON(static_cast<unsigned long>(error.value())) == SSL_R_CERTIFICATE_VERIFY_FAILED;
-        const long verify_result = refused ? SSL_get_verify_result(ssl()) : X509_V_OK;
         if (refused)
-        {
-            what += ": the peer's certificate is not accepted";
-            if (settings.role == tls_role::client)
-                what += " for \"" + settings.server_hostname + "\"";
-            what += std::string(" (") + X509_verify_cert_error_string(verify_result) + ")";
-        }
-        return {error, what, verify_result, not_tls};
+            return {error, "TLS upgrade: " + refusal_of_certificate(ssl(), settings), SSL_get_verify_result(ssl()), {}};
+        std::string what = "TLS upgrade";
+        if (!not_tls.empty())
+            what += ", answered with \"" + printable(not_tls) + "\"";
+        return {error, what, X509_V_OK, not_tls};
     }
 
     std::variant<Socket, upgrading, encrypted> stage;

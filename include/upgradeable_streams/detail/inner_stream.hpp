@@ -1,0 +1,195 @@
+/// @file
+/// An encrypted connection as the transport of another.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_INNER_STREAM_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_INNER_STREAM_HPP
+
+#include <upgradeable_streams/detail/connection.hpp>
+#include <upgradeable_streams/detail/stream_connection.hpp>
+#include <upgradeable_streams/detail/stream_operations.hpp>
+#include <upgradeable_streams/error.hpp>
+#include <upgradeable_streams/socket_address.hpp>
+#include <upgradeable_streams/stream_reader.hpp>
+#include <upgradeable_streams/stream_writer.hpp>
+
+#include <asio/any_io_executor.hpp>
+#include <asio/async_result.hpp>
+#include <asio/awaitable.hpp>
+#include <asio/buffer.hpp>
+#include <asio/co_spawn.hpp>
+#include <asio/compose.hpp>
+#include <asio/error.hpp>
+#include <asio/socket_base.hpp>
+
+#include <cstddef>
+#include <exception>
+#include <memory>
+#include <new>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+namespace upgradeable_streams::detail
+{
+
+/// What passes through a pair as an AsyncStream. A write completes when the socket has it all.
+class inner_stream
+{
+public:
+    using executor_type = asio::any_io_executor;
+    using lowest_layer_type = inner_stream;
+
+    inner_stream(std::shared_ptr<connection> outer, std::pair<stream_reader, stream_writer> handles)
+        : outer_(std::move(outer)), reader_(std::move(handles.first)), writer_(std::move(handles.second))
+    {
+    }
+
+    executor_type get_executor() const { return outer_->get_executor(); }
+    lowest_layer_type& lowest_layer() { return *this; }
+    const lowest_layer_type& lowest_layer() const { return *this; }
+
+    template <typename MutableBufferSequence, typename Token>
+    auto async_read_some(const MutableBufferSequence& buffers, Token&& token)
+    {
+        const auto read = [](stream_reader reader, asio::mutable_buffer memory) -> asio::awaitable<std::size_t>
+        {
+            const std::size_t size = co_await reader.readinto({static_cast<char*>(memory.data()), memory.size()});
+            if (size == 0 && memory.size() > 0)
+                throw std::system_error(asio::error::eof);
+            co_return size;
+        };
+        return run([read, reader = reader_, memory = asio::mutable_buffer(*asio::buffer_sequence_begin(buffers))]
+                   { return read(reader, memory); },
+                   std::forward<Token>(token));
+    }
+
+    template <typename ConstBufferSequence, typename Token>
+    auto async_write_some(const ConstBufferSequence& buffers, Token&& token)
+    {
+        const auto write = [](std::shared_ptr<connection> outer, stream_writer writer,
+                              asio::const_buffer bytes) -> asio::awaitable<std::size_t>
+        {
+            writer.write({static_cast<const char*>(bytes.data()), bytes.size()});
+            co_await outer->flush();
+            co_return bytes.size();
+        };
+        return run([write, outer = outer_, writer = writer_,
+                    bytes = asio::const_buffer(*asio::buffer_sequence_begin(buffers))]
+                   { return write(outer, writer, bytes); },
+                   std::forward<Token>(token));
+    }
+
+    /// Closes what is outside, in order.
+    asio::awaitable<void> close_outer() { return close(outer_); }
+
+    socket_address remote_endpoint(asio::error_code& error) const { return address(outer_->peername(), error); }
+    socket_address local_endpoint(asio::error_code& error) const { return address(outer_->sockname(), error); }
+    bool is_open() const { return outer_->native_socket().has_value(); }
+    int native_handle() const { return *outer_->native_socket(); }
+
+    template <typename Option>
+    void set_option(const Option&, asio::error_code&)
+    {
+    }
+
+    std::size_t available(asio::error_code&) const { return 0; }
+    void cancel(asio::error_code&) { outer_->cancel_read(); }
+
+    void shutdown(asio::socket_base::shutdown_type, asio::error_code& error)
+    try
+    {
+        writer_.write_eof();
+    }
+    catch (const std::system_error& e)
+    {
+        error = e.code();
+    }
+
+    void close(asio::error_code&)
+    {
+        if (outer_) // was not moved from
+            outer_->abort();
+    }
+
+private:
+    template <typename Coroutine>
+    struct operation
+    {
+        asio::any_io_executor executor;
+        Coroutine coroutine;
+        bool started = false;
+
+        template <typename Self>
+        void operator()(Self& self, std::exception_ptr error = {}, std::size_t size = 0)
+        {
+            if (std::exchange(started, true))
+                return self.complete(error ? code_of(error) : asio::error_code(), size);
+            self.reset_cancellation_state(as_terminal, as_terminal);
+            const auto where = executor;
+            auto begun = coroutine();
+            asio::co_spawn(where, std::move(begun), std::move(self));
+        }
+    };
+
+    template <typename Coroutine, typename Token>
+    auto run(Coroutine coroutine, Token&& token)
+    {
+        const auto executor = get_executor();
+        return asio::async_compose<Token, void(asio::error_code, std::size_t)>(
+            operation<Coroutine>{executor, std::move(coroutine)}, token, executor);
+    }
+
+    static asio::error_code code_of(const std::exception_ptr& error)
+    try
+    {
+        std::rethrow_exception(error);
+    }
+    catch (const std::system_error& e)
+    {
+        return e.code();
+    }
+    catch (...)
+    {
+        return asio::error::no_memory;
+    }
+
+    static asio::awaitable<void> close(std::shared_ptr<connection> outer)
+    {
+        outer->end_inner();
+        co_await outer->wait_closed();
+    }
+
+    static socket_address address(const std::optional<socket_address>& known, asio::error_code& error)
+    {
+        if (!known)
+            error = asio::error::not_connected;
+        return known.value_or(socket_address());
+    }
+
+    std::shared_ptr<connection> outer_;
+    stream_reader reader_;
+    stream_writer writer_;
+};
+
+/// Begins a TLS session inside another.
+template <typename Stream>
+asio::awaitable<std::pair<stream_reader, stream_writer>> start_inner_tls(std::shared_ptr<handle> outside,
+                                                                         std::unique_ptr<upgrade_request> request)
+{
+    outside->check_epoch();
+    const std::shared_ptr<connection> outer = outside->connection();
+    outer->check_inner();
+    Stream stream(outer, make_handles(outer, outer->epoch() + 1));
+    const auto inner = std::make_shared<stream_connection<Stream>>(std::move(stream), outer->settings_inside());
+    auto upgraded = make_handles(inner, inner->epoch() + 1);
+    inner->put_back(outer->received());
+    outer->begin_inner(inner);
+    co_await inner->upgrade(std::move(request));
+    co_return upgraded;
+}
+
+} // namespace upgradeable_streams::detail
+
+#endif
