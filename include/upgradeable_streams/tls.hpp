@@ -273,12 +273,12 @@ inline std::string refusal_of_certificate(SSL* ssl, const tls_settings& settings
     text += " is not accepted";
     if (settings.role == tls_role::client)
         text += " for \"" + settings.server_hostname + "\"";
-    text += std::string(": ") + X509_verify_cert_error_string(reason);
+    text += std::string(" (") + X509_verify_cert_error_string(reason) + ")";
     if (given && (reason == X509_V_ERR_HOSTNAME_MISMATCH || reason == X509_V_ERR_IP_ADDRESS_MISMATCH))
     {
         constexpr std::size_t most = 5;
         const std::vector<std::string> names = given->subject_alt_names();
-        text += names.empty() ? ", it names no host" : ", it is for";
+        text += names.empty() ? "; it names no host" : "; it is for";
         for (std::size_t i = 0; i < std::min(names.size(), most); ++i)
             text += (i ? ", " : " ") + printable(names[i]);
         if (names.size() > most)

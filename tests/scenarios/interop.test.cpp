@@ -209,6 +209,35 @@ private:
     std::uint16_t port_;
 };
 
+/// As much of FTP as a client needs that logs in over TLS and goes back to plain text (RFC 4217).
+asio::awaitable<void> ftp(us::stream_reader reader, us::stream_writer writer)
+{
+    writer.write("220 ready\r\n");
+    for (;;)
+    {
+        const std::string line = co_await reader.readline();
+        if (line == "AUTH TLS\r\n")
+        {
+            writer.write("234 begin\r\n");
+            std::tie(reader, writer) = co_await writer.start_tls();
+        }
+        else if (line.starts_with("USER"))
+            writer.write("331 password\r\n");
+        else if (line.starts_with("PASS"))
+            writer.write("230 welcome\r\n");
+        else if (line == "CCC\r\n")
+        {
+            writer.write("200 end\r\n");
+            std::tie(reader, writer) = co_await writer.stop_tls();
+        }
+        else if (line == "PWD\r\n")
+            writer.write(writer.session() ? "257 \"/encrypted\"\r\n" : "257 \"/plain\"\r\n");
+        else
+            break;
+    }
+    writer.write("221 bye\r\n");
+}
+
 } // namespace
 
 TEST_CASE("interop: openssl s_client upgrades by SMTP's STARTTLS")
@@ -416,4 +445,33 @@ TEST_CASE("interop: a server of asyncio whose certificate is refused is told why
         CHECK(outcome.output.empty());
         CHECK_THAT(outcome.errors, test::contains("ALERT_" + expected.alert + "]"));
     }
+}
+
+TEST_CASE("interop: Python's ftplib logs in over TLS, and goes back to plain text with CCC")
+{
+    if (is_python_missing())
+        return;
+    const std::string version = GENERATE("TLSv1_2", "TLSv1_3");
+    CAPTURE(version);
+    const std::string script = R"(
+import ftplib, ssl, sys
+port, ca_file, version = sys.argv[1:]
+context = ssl.create_default_context(cafile=ca_file)
+context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+ftp = ftplib.FTP_TLS(context=context)
+ftp.connect("localhost", int(port))
+ftp.login("user", "password")
+print(ftp.sock.version(), ftp.pwd())
+ftp.ccc()
+print(ftp.sock.version(), ftp.pwd(), ftp.quit())
+)";
+    const auto run_client = [&](const std::string& port) {
+        return test::run_process({"python3", "-c", script, port, test::authority().ca_file(), version});
+    };
+    const auto [client, errors] = serve(ftp, run_client);
+    CHECK(client.status == 0);
+    const std::string name = version == "TLSv1_2" ? "TLSv1.2" : "TLSv1.3";
+    CHECK(client.output == name + " /encrypted\nNone /plain 221 bye\n");
+    CHECK(client.errors.empty());
+    CHECK(errors.empty());
 }
