@@ -22,6 +22,7 @@ constexpr us::errc all_codes[] = {
     us::errc::connection_closed,   us::errc::stream_unusable,     us::errc::handshake_timeout,
     us::errc::shutdown_timeout,    us::errc::connect_timeout,     us::errc::connect_failed,
     us::errc::incomplete_read,     us::errc::limit_overrun,       us::errc::alpn_not_agreed,
+    us::errc::not_tls,             us::errc::tls_not_offered,
 };
 
 } // namespace

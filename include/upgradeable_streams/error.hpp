@@ -32,6 +32,7 @@ enum class errc
     limit_overrun,         ///< No separator within the reader's limit.
     alpn_not_agreed,       ///< ALPN protocols were offered and the peer chose none.
     not_tls,               ///< stop_tls on a connection that is in plain text.
+    tls_not_offered,       ///< starttls_policy::require, and the peer does not offer TLS.
 };
 
 /// The category of `errc`; the three timeouts compare equal to `std::errc::timed_out`.
@@ -63,6 +64,7 @@ inline const std::error_category& category() noexcept
             case errc::incomplete_read: return "the stream ended before the read was satisfied";
             case errc::limit_overrun: return "no separator was found within the limit";
             case errc::not_tls: return "the connection is in plain text";
+            case errc::tls_not_offered: return "TLS is required, and the peer does not offer it";
             case errc::alpn_not_agreed: return "the peer chose none of the application protocols offered (ALPN)";
             }
             return "unknown error";
