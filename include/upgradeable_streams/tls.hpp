@@ -59,6 +59,27 @@ struct tls_options
 
 static_assert(std::is_trivially_destructible_v<tls_options>);
 
+namespace detail
+{
+
+/// Whether bytes that came first begin a TLS record (RFC 8446 section 5.1), as far as they go.
+inline bool begins_tls_record(std::string_view bytes)
+{
+    return (bytes.empty() || (bytes[0] >= 0x14 && bytes[0] <= 0x17)) && (bytes.size() < 2 || bytes[1] == 0x03);
+}
+
+} // namespace detail
+
+/// Whether the first bytes of a peer begin a TLS handshake record, as a ClientHello does (RFC 8446 section 5.1), as far
+/// as they go: two decide, and of none the answer is yes.
+///
+/// A server with one port for TLS and plain text reads until it has two, or the answer is no. If it is yes, it goes on
+/// with `start_tls({.received = bytes})`, and otherwise in plain text with the bytes that it has.
+inline bool begins_tls_handshake(std::string_view bytes)
+{
+    return detail::begins_tls_record(bytes) && (bytes.empty() || bytes[0] == 0x16);
+}
+
 struct cipher_info
 {
     std::string name;     ///< As in TLS_AES_256_GCM_SHA384.

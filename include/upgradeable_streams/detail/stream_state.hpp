@@ -30,18 +30,6 @@
 namespace upgradeable_streams::detail
 {
 
-/// Whether bytes that came first begin a TLS record (RFC 8446 section 5.1), as far as they go.
-inline bool begins_tls_record(std::string_view bytes)
-{
-    return (bytes.empty() || (bytes[0] >= 0x14 && bytes[0] <= 0x17)) && (bytes.size() < 2 || bytes[1] == 0x03);
-}
-
-/// Whether bytes that came first begin a TLS handshake record, as a ClientHello does.
-inline bool begins_tls_handshake(std::string_view bytes)
-{
-    return begins_tls_record(bytes) && (bytes.empty() || bytes[0] == 0x16);
-}
-
 template <typename Socket, template <typename> class TlsLayer>
 struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer>>
 {
