@@ -31,9 +31,11 @@ enum class errc
     incomplete_read,       ///< The stream ended before the read was satisfied.
     limit_overrun,         ///< No separator within the reader's limit.
     alpn_not_agreed,       ///< ALPN protocols were offered and the peer chose none.
+    proxy_header_invalid,  ///< A proxy did not begin with a header of the PROXY protocol.
+    proxy_header_timeout,  ///< A proxy's header took longer than its deadline.
 };
 
-/// The category of `errc`; the three timeouts compare equal to `std::errc::timed_out`.
+/// The category of `errc`; the four timeouts compare equal to `std::errc::timed_out`.
 inline const std::error_category& category() noexcept
 {
     class errc_category final : public std::error_category
@@ -62,6 +64,8 @@ inline const std::error_category& category() noexcept
             case errc::incomplete_read: return "the stream ended before the read was satisfied";
             case errc::limit_overrun: return "no separator was found within the limit";
             case errc::alpn_not_agreed: return "the peer chose none of the application protocols offered (ALPN)";
+            case errc::proxy_header_invalid: return "the proxy sent no valid header of the PROXY protocol";
+            case errc::proxy_header_timeout: return "the proxy's header took longer than its deadline";
             }
             return "unknown error";
         }
@@ -72,7 +76,8 @@ inline const std::error_category& category() noexcept
             {
             case errc::handshake_timeout:
             case errc::shutdown_timeout:
-            case errc::connect_timeout: return std::errc::timed_out;
+            case errc::connect_timeout:
+            case errc::proxy_header_timeout: return std::errc::timed_out;
             default: return {value, *this};
             }
         }
