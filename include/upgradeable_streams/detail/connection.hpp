@@ -76,6 +76,12 @@ public:
 
     const std::optional<socket_address>& peername() const { return peername_; }
     const std::optional<socket_address>& sockname() const { return sockname_; }
+    void set_names(socket_address peer, socket_address own)
+    {
+        peername_ = std::move(peer);
+        sockname_ = std::move(own);
+    }
+
     std::size_t limit() const { return limit_; }
     unsigned epoch() const { return epoch_; }
     bool is_closing() const { return closing_ || lost_; }
@@ -116,6 +122,9 @@ public:
 
     /// To be called with the result of wait_to_receive.
     void receive(const read_result& result);
+
+    /// A pending wait_to_receive has asio::error::operation_aborted for its result.
+    virtual void cancel_read() = 0;
 
     /// Marks a read as pending for as long as it lives.
     class read_guard
@@ -216,7 +225,6 @@ protected:
     virtual asio::awaitable<void> start_tls(std::unique_ptr<upgrade_request> request) = 0;
     virtual asio::awaitable<void> shutdown(asio::socket_base::shutdown_type what, asio::error_code& error) = 0;
     virtual std::size_t unread() = 0; ///< Bytes that the operating system holds.
-    virtual void cancel_read() = 0;
     virtual void close_socket() = 0;
 
     void written(const asio::error_code& error, std::size_t size);

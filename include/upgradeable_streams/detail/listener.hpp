@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_DETAIL_LISTENER_HPP
 
 #include <upgradeable_streams/detail/connection.hpp>
+#include <upgradeable_streams/detail/first_bytes.hpp>
 #include <upgradeable_streams/detail/stream_connection.hpp>
 #include <upgradeable_streams/detail/wait.hpp>
 #include <upgradeable_streams/error.hpp>
@@ -57,6 +58,8 @@ struct listener_settings
     std::function<void(std::exception_ptr, const socket_address&)> error_handler;
     connection_settings connection;
     bool tls_at_once;
+    std::optional<std::chrono::steady_clock::duration> detect_timeout; ///< Given when TLS is to be detected.
+    std::function<bool(const socket_address&)> is_proxy;
     int backlog;
     bool reuse_address;
     bool reuse_port;
@@ -532,10 +535,16 @@ inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, s
 {
     try
     {
-        if (self->settings_.tls_at_once)
+        const listener_settings& given = self->settings_;
+        bool is_tls = given.tls_at_once;
+        if (given.is_proxy && given.is_proxy(c->peername().value_or(socket_address())))
+            co_await read_proxy_header(*c, c->settings().handshake_timeout);
+        if (given.detect_timeout)
+            is_tls = co_await detect_tls(*c, *given.detect_timeout);
+        if (is_tls)
             co_await c->upgrade(std::make_unique<upgrade_request>(c->settings(), tls_options{}, true));
         auto [reader, writer] = make_handles(c, c->epoch());
-        co_await self->settings_.handler(std::move(reader), std::move(writer));
+        co_await given.handler(std::move(reader), std::move(writer));
     }
     catch (...)
     {
