@@ -225,9 +225,9 @@ inline detail::listener_settings server::make_settings(connection_handler handle
             .tls_at_once = options.ssl && !options.upgradeable,
             .detect_timeout = options.detect_tls ? std::optional(detect_timeout) : std::nullopt,
             .is_proxy = options.proxy_protocol.copy(),
-            .backlog = options.backlog,
-            .reuse_address = options.reuse_address,
-            .reuse_port = options.reuse_port,
+            .listening = {.backlog = options.backlog,
+                          .reuse_address = options.reuse_address,
+                          .reuse_port = options.reuse_port},
             .keep_alive = options.keep_alive,
             .max_connections = options.max_connections};
 }
@@ -237,7 +237,7 @@ inline asio::awaitable<server> server::start(detail::listener_settings settings,
 {
     const auto executor = co_await asio::this_coro::executor;
     server made(std::make_shared<detail::listener>(executor, std::move(settings)));
-    co_await made.handle_->listener->bind(std::move(hosts), std::move(service), family);
+    co_await made.handle_->listener->bound().bind(std::move(hosts), std::move(service), family);
     if (serving)
         made.start_serving();
     co_return made;
@@ -247,7 +247,7 @@ inline asio::awaitable<server> server::start_unix(detail::listener_settings sett
 {
     const auto executor = co_await asio::this_coro::executor;
     server made(std::make_shared<detail::listener>(executor, std::move(settings)));
-    made.handle_->listener->bind_unix(path);
+    made.handle_->listener->bound().bind_unix(path);
     if (serving)
         made.start_serving();
     co_return made;
