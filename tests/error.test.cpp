@@ -17,12 +17,13 @@ namespace
 {
 
 constexpr us::errc all_codes[] = {
-    us::errc::not_upgradeable,     us::errc::already_tls,         us::errc::upgrade_in_progress,
-    us::errc::connection_upgraded, us::errc::plaintext_injection, us::errc::operation_in_progress,
-    us::errc::connection_closed,   us::errc::stream_unusable,     us::errc::handshake_timeout,
-    us::errc::shutdown_timeout,    us::errc::connect_timeout,     us::errc::connect_failed,
-    us::errc::incomplete_read,     us::errc::limit_overrun,       us::errc::alpn_not_agreed,
-    us::errc::not_tls,             us::errc::tls_not_offered,
+    us::errc::not_upgradeable,       us::errc::already_tls,           us::errc::upgrade_in_progress,
+    us::errc::connection_upgraded,   us::errc::plaintext_injection,   us::errc::operation_in_progress,
+    us::errc::connection_closed,     us::errc::stream_unusable,       us::errc::handshake_timeout,
+    us::errc::shutdown_timeout,      us::errc::connect_timeout,       us::errc::connect_failed,
+    us::errc::incomplete_read,       us::errc::limit_overrun,         us::errc::alpn_not_agreed,
+    us::errc::proxy_header_invalid,  us::errc::proxy_header_timeout,
+    us::errc::not_tls,               us::errc::tls_not_offered,
 };
 
 } // namespace
@@ -49,10 +50,10 @@ TEST_CASE("errc: the category tells its name, and does not know other values")
     CHECK(us::category().message(4711) == "unknown error");
 }
 
-TEST_CASE("errc: the three timeouts, and only they, are std::errc::timed_out")
+TEST_CASE("errc: the four timeouts, and only they, are std::errc::timed_out")
 {
     const std::set<us::errc> timeouts = {us::errc::handshake_timeout, us::errc::shutdown_timeout,
-                                         us::errc::connect_timeout};
+                                         us::errc::connect_timeout, us::errc::proxy_header_timeout};
     for (const us::errc code : all_codes)
         CHECK((make_error_code(code) == std::errc::timed_out) == timeouts.contains(code));
 }

@@ -2,8 +2,11 @@
 
 #include "support/catch.hpp"
 #include "support/certificates.hpp"
+#include "support/chunked_stream.hpp"
+#include "support/deadline.hpp"
 #include "support/descriptors.hpp"
 #include "support/echo_server.hpp"
+#include "support/process.hpp"
 #include "support/raw_peer.hpp"
 #include "support/run.hpp"
 #include "support/socket_pair.hpp"
@@ -18,17 +21,20 @@
 #include <asio/ssl/context.hpp>
 #include <asio/ssl/error.hpp>
 #include <netinet/tcp.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <fstream>
+#include <future>
 #include <iostream>
 #include <iterator>
 #include <memory>
@@ -39,6 +45,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -364,6 +371,10 @@ TEST_CASE("start_server: options that make no sense are std::invalid_argument at
     refused({.backlog = -1});
     refused({.max_connections = 0});
     refused({.max_handshakes = 0});
+    refused({.detect_tls = true});
+    refused({.ssl = &test::server_context(), .detect_tls = true});
+    for (const auto timeout : {0s, -1s})
+        refused({.ssl = &test::server_context(), .upgradeable = true, .detect_tls = true, .detect_timeout = timeout});
     CHECK_THROWS_AS(us::start_server({}, "127.0.0.1", 0), std::invalid_argument);
     CHECK_THROWS_AS(us::start_server(never_called, "127.0.0.1", 65536), std::invalid_argument);
     CHECK_THROWS_AS(us::start_server(never_called, "127.0.0.1", -1), std::invalid_argument);
@@ -1503,6 +1514,587 @@ TEST_CASE("start_server: set_ssl_context is refused by a server that was started
         });
 }
 
+namespace
+{
+
+/// Sends each line back with how it came and between which addresses, and upgrades the connection at STARTTLS.
+asio::awaitable<void> tell(us::stream_reader reader, us::stream_writer writer)
+{
+    for (std::string line; !(line = co_await reader.readline()).empty();)
+        if (line == "STARTTLS\n")
+            std::tie(reader, writer) = co_await writer.start_tls();
+        else
+        {
+            const std::string peer = writer.get_extra_info<"peername">()->to_string();
+            const std::string own = writer.get_extra_info<"sockname">()->to_string();
+            writer.write((reader.is_tls() ? "TLS " : "plain ") + peer + " > " + own + " " + line);
+        }
+}
+
+/// What `tell` answers to a client on 127.0.0.1 that no proxy speaks for.
+std::string told(const test::raw_peer& peer, const std::string& line, const std::string& how = "plain")
+{
+    sockaddr_in own{};
+    sockaddr_in other{};
+    socklen_t size = sizeof own;
+    if (::getsockname(peer.descriptor(), reinterpret_cast<sockaddr*>(&own), &size) != 0 ||
+        ::getpeername(peer.descriptor(), reinterpret_cast<sockaddr*>(&other), &size) != 0)
+        throw std::system_error(errno, std::system_category(), "addresses of a peer");
+    return how + " 127.0.0.1:" + std::to_string(ntohs(own.sin_port)) +
+           " > 127.0.0.1:" + std::to_string(ntohs(other.sin_port)) + " " + line;
+}
+
+/// The descriptor of this process at the other end of a connection within it; empty while there is none.
+std::optional<int> other_end(int descriptor)
+{
+    sockaddr_in own{};
+    socklen_t size = sizeof own;
+    ::getsockname(descriptor, reinterpret_cast<sockaddr*>(&own), &size);
+    for (int candidate = 0; candidate < 1024; ++candidate)
+    {
+        sockaddr_in peer{};
+        size = sizeof peer;
+        if (::getpeername(candidate, reinterpret_cast<sockaddr*>(&peer), &size) == 0 && peer.sin_family == AF_INET &&
+            peer.sin_port == own.sin_port)
+            return candidate;
+    }
+    return std::nullopt;
+}
+
+bool is_closed(const test::raw_peer& peer)
+{
+    char byte = 0;
+    const ssize_t size = ::recv(peer.descriptor(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    return size == 0 || (size < 0 && errno != EAGAIN);
+}
+
+/// Whether the server, in this process, has accepted a connection and received all that was sent on it, or closed it.
+bool is_received(const test::raw_peer& peer)
+{
+    int unread = 0;
+    const auto server = other_end(peer.descriptor());
+    return is_closed(peer) || (server && ::ioctl(*server, FIONREAD, &unread) == 0 && unread == 0);
+}
+
+/// Sends so many bytes at a time, each when the server has received those before, until it closes the connection. Not
+/// for the server's own thread.
+void send_split(test::raw_peer& peer, std::string_view bytes, std::size_t chunk)
+{
+    const auto until = std::chrono::steady_clock::now() + test::peer_deadline;
+    for (; !bytes.empty() && !is_closed(peer); bytes.remove_prefix(std::min(chunk, bytes.size())))
+    {
+        chunk = chunk == 0 ? bytes.size() : chunk;
+        peer.send_all(bytes.substr(0, chunk));
+        while (!is_received(peer) && std::chrono::steady_clock::now() < until)
+            std::this_thread::yield();
+    }
+}
+
+/// What comes before the end, or a reset.
+std::string received_to_end(test::raw_peer& peer)
+try
+{
+    return peer.recv_all();
+}
+catch (const std::system_error&)
+{
+    return {};
+}
+
+/// A handshake whose first flight, with what goes before it, is sent in such pieces.
+void tls_connect_split(test::raw_peer& peer, const std::string& before, std::size_t chunk)
+{
+    test::tls_settings settings = test::localhost_client();
+    settings.send_flight = [&](std::string_view flight, const auto&)
+    { send_split(peer, before + std::string(flight), chunk); };
+    peer.tls_connect(settings);
+}
+
+std::string exchange(test::raw_peer& peer, std::string_view line)
+{
+    peer.tls_write(line);
+    return peer.tls_read_line();
+}
+
+us::server_options detecting()
+{
+    return {.ssl = &test::server_context(), .upgradeable = true, .detect_tls = true};
+}
+
+/// Runs a server on a thread of its own, and `client` with its endpoint. Returns: what was reported.
+template <typename Client>
+std::vector<test::error_log::entry> serve(us::connection_handler handler, us::server_options options, Client client)
+{
+    std::promise<tcp::endpoint> started;
+    std::promise<void> finished;
+    auto run = [&, is_finished = finished.get_future()]() mutable
+        -> asio::awaitable<std::vector<test::error_log::entry>>
+    {
+        const test::error_log errors;
+        options.error_handler = errors;
+        us::server server = co_await us::start_server(handler, "127.0.0.1", 0, options);
+        started.set_value(test::endpoint_of(server));
+        co_await test::joined(std::move(is_finished));
+        server.close();
+        co_await server.wait_closed();
+        co_return errors.entries();
+    };
+    auto serving = test::run_in_thread([&run] { return test::run([&run] { return run(); }); });
+    try
+    {
+        client(started.get_future().get());
+    }
+    catch (...)
+    {
+        finished.set_value();
+        throw;
+    }
+    finished.set_value();
+    return serving.get();
+}
+
+} // namespace
+
+TEST_CASE("start_server: with detect_tls one port serves TLS and plain text, however the bytes are split")
+{
+    const std::size_t chunk = GENERATE(from_range(test::chunk_sizes));
+    const auto errors = serve(tell, detecting(),
+                              [chunk](tcp::endpoint server)
+                              {
+                                  auto secure = test::raw_peer::connect(server);
+                                  tls_connect_split(secure, "", chunk);
+                                  CHECK(exchange(secure, "hello\n") == told(secure, "hello\n", "TLS"));
+                                  secure.tls_shutdown();
+
+                                  for (const std::string line : {"hello\n", "\n", "\x16x\n", "\x03\x16\n", "\x17\x03\n"})
+                                  {
+                                      auto plain = test::raw_peer::connect(server);
+                                      send_split(plain, line + "again\n", chunk);
+                                      CHECK(plain.recv_line() == told(plain, line));
+                                      CHECK(plain.recv_line() == told(plain, "again\n"));
+                                  }
+                              });
+    CHECK(errors.empty());
+}
+
+TEST_CASE("start_server: a client that detect_tls found in plain text may upgrade, with its ClientHello behind STARTTLS")
+{
+    const std::size_t chunk = GENERATE(from_range(test::chunk_sizes));
+    const auto errors = serve(tell, detecting(),
+                              [chunk](tcp::endpoint server)
+                              {
+                                  auto peer = test::raw_peer::connect(server);
+                                  peer.send_all("hello\n");
+                                  CHECK(peer.recv_line() == told(peer, "hello\n"));
+                                  tls_connect_split(peer, "STARTTLS\n", chunk);
+                                  CHECK(exchange(peer, "hello\n") == told(peer, "hello\n", "TLS"));
+                                  peer.tls_shutdown();
+                              });
+    CHECK(errors.empty());
+}
+
+TEST_CASE("start_server: detect_tls finds the ClientHello of openssl s_client")
+{
+    for (const std::string version : {"1.2", "1.3"})
+    {
+        const auto errors = serve(
+            tell, detecting(),
+            [&version](tcp::endpoint server)
+            {
+                const std::string port = std::to_string(server.port());
+                test::process client(test::words("openssl s_client -quiet -no_ign_eof -verify_return_error -CAfile " +
+                                                 test::authority().ca_file() + " -min_protocol TLSv" + version +
+                                                 " -max_protocol TLSv" + version + " -connect 127.0.0.1:" + port));
+                client.write("hello\n");
+                CHECK_THAT(client.read_line(), test::starts_with("TLS 127.0.0.1:"));
+                CHECK(client.wait().status == 0);
+            });
+        CHECK(errors.empty());
+    }
+}
+
+TEST_CASE("start_server: with detect_tls a client that waits is greeted after detect_timeout, and may upgrade then")
+{
+    const auto greet = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+    {
+        writer.write("220 ready\n");
+        co_await tell(std::move(reader), std::move(writer));
+    };
+    us::server_options options = detecting();
+    options.detect_timeout = 50ms;
+    const auto errors = serve(greet, options,
+                              [](tcp::endpoint server)
+                              {
+                                  auto peer = test::raw_peer::connect(server);
+                                  CHECK(peer.recv_line() == "220 ready\n");
+                                  peer.send_all("hello\n");
+                                  CHECK(peer.recv_line() == told(peer, "hello\n"));
+                                  tls_connect_split(peer, "STARTTLS\n", 0);
+                                  CHECK(exchange(peer, "hello\n") == told(peer, "hello\n", "TLS"));
+                                  peer.tls_shutdown();
+                              });
+    CHECK(errors.empty());
+}
+
+TEST_CASE("start_server: the first byte of a ClientHello alone leads to the handshake after detect_timeout")
+{
+    us::server_options options = detecting();
+    options.detect_timeout = 50ms;
+    options.ssl_handshake_timeout = 10s;
+    const auto greet = [](us::stream_reader, us::stream_writer writer) -> asio::awaitable<void>
+    {
+        writer.write("220 ready\n");
+        co_return;
+    };
+    auto errors = serve(greet, options,
+                        [](tcp::endpoint server)
+                        {
+                            auto slow = test::raw_peer::connect(server);
+                            test::tls_settings settings = test::localhost_client();
+                            settings.send_flight = [&](std::string_view flight, const auto& send)
+                            {
+                                send_split(slow, flight.substr(0, 1), 1);
+                                auto silent = test::raw_peer::connect(server); // its time is up later
+                                silent.recv_line();
+                                send(flight.substr(1));
+                            };
+                            slow.tls_connect(settings);
+                            CHECK(slow.tls_read_line() == "220 ready\n");
+                            slow.tls_shutdown();
+                        });
+    CHECK(errors.empty());
+
+    options.ssl_handshake_timeout = 50ms;
+    errors = serve(never_called, options,
+                   [](tcp::endpoint server)
+                   {
+                       auto peer = test::raw_peer::connect(server);
+                       peer.send_all("\x16");
+                       peer.recv_all();
+                   });
+    REQUIRE(errors.size() == 1);
+    CHECK(errors[0].code == us::errc::handshake_timeout);
+}
+
+TEST_CASE("start_server: with detect_tls a client that ends before it says anything ends in plain text")
+{
+    const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+    {
+        const std::string everything = co_await reader.read();
+        writer.write("[" + everything + "]");
+    };
+    const auto errors = serve(handle, detecting(),
+                              [](tcp::endpoint server)
+                              {
+                                  auto peer = test::raw_peer::connect(server);
+                                  peer.send_fin();
+                                  CHECK(peer.recv_all() == "[]");
+                              });
+    CHECK(errors.empty());
+}
+
+TEST_CASE("start_server: with detect_tls a client that ends or resets where TLS may begin is reported")
+{
+    const bool reset = GENERATE(false, true);
+    const auto errors = serve(never_called, detecting(),
+                              [reset](tcp::endpoint server)
+                              {
+                                  auto peer = test::raw_peer::connect(server);
+                                  send_split(peer, "\x16", 1);
+                                  if (reset)
+                                      return peer.reset();
+                                  peer.send_fin();
+                                  peer.recv_all();
+                              });
+    REQUIRE(errors.size() == 1);
+    CHECK(errors[0].code == (reset ? asio::error::connection_reset : asio::error_code(asio::error::eof)));
+}
+
+TEST_CASE("start_server: clients that detect_tls waits for take no place among max_handshakes")
+{
+    us::server_options options = detecting();
+    options.max_handshakes = 1;
+    const auto errors = serve(tell, options,
+                              [](tcp::endpoint server)
+                              {
+                                  std::vector<test::raw_peer> silent;
+                                  for (const std::string bytes : {"", "", "\x16", "\x16"})
+                                  {
+                                      silent.push_back(test::raw_peer::connect(server));
+                                      send_split(silent.back(), bytes, 1);
+                                  }
+                                  auto peer = test::raw_peer::connect(server);
+                                  tls_connect_split(peer, "", 0);
+                                  CHECK(exchange(peer, "hello\n") == told(peer, "hello\n", "TLS"));
+                                  peer.tls_shutdown();
+                              });
+    CHECK(errors.size() == 2); // that begin with TLS and end
+}
+
+TEST_CASE("start_server: close_clients and abort_clients end clients whose first bytes are waited for, without an error")
+{
+    const bool abort = GENERATE(false, true);
+    const bool proxy = GENERATE(false, true);
+    test::run(
+        [abort, proxy]() -> asio::awaitable<void>
+        {
+            const test::error_log errors;
+            us::server_options options = detecting();
+            options.error_handler = errors;
+            const auto is_proxy = [proxy](const us::socket_address&) { return proxy; };
+            options.proxy_protocol = is_proxy;
+            us::server server = co_await us::start_server(never_called, "127.0.0.1", 0, options);
+            std::vector<test::raw_peer> peers;
+            for (const std::string_view bytes : {"", proxy ? "PROXY TCP4 127.0.0" : "\x16", ""})
+            {
+                peers.push_back(test::raw_peer::connect(test::endpoint_of(server)));
+                peers.back().send_all(bytes);
+                co_await test::eventually([&] { return is_received(peers.back()); });
+            }
+            co_await test::turns();
+            server.close();
+            if (abort)
+                server.abort_clients();
+            else
+                server.close_clients();
+            co_await server.wait_closed();
+            CHECK(errors.size() == 0);
+        });
+}
+
+namespace
+{
+
+const std::string proxied = "192.0.2.1:56324 > 198.51.100.2:25 ";
+
+const std::array<std::string, 2> proxy_headers = {
+    "PROXY TCP4 192.0.2.1 198.51.100.2 56324 25\r\n",
+    std::string("\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0f\xc0\x00\x02\x01\xc6\x33\x64\x02\xdc\x04\x00\x19\x04\x00\x00", 31)};
+
+bool is_local_proxy(const us::socket_address& peer)
+{
+    return peer.host == "127.0.0.1";
+}
+
+us::server_options behind_proxy(us::server_options options = {})
+{
+    options.proxy_protocol = is_local_proxy;
+    return options;
+}
+
+} // namespace
+
+TEST_CASE("start_server: a proxy's header comes before plain text, and names the real ends of the connection")
+{
+    const std::size_t chunk = GENERATE(from_range(test::chunk_sizes));
+    const bool detect = GENERATE(false, true);
+    const auto errors = serve(tell, behind_proxy(detect ? detecting() : us::server_options()),
+                              [chunk](tcp::endpoint server)
+                              {
+                                  const std::string second = "PROXY UNKNOWN\r\n"; // is data
+                                  for (const std::string& header : proxy_headers)
+                                  {
+                                      auto peer = test::raw_peer::connect(server);
+                                      send_split(peer, header + "hello\n" + second, chunk);
+                                      CHECK(peer.recv_line() == "plain " + proxied + "hello\n");
+                                      CHECK(peer.recv_line() == "plain " + proxied + second);
+                                  }
+                              });
+    CHECK(errors.empty());
+}
+
+TEST_CASE("start_server: a proxy's header comes before TLS, at once, detected or by STARTTLS")
+{
+    const std::size_t chunk = GENERATE(from_range(test::chunk_sizes));
+    const std::string how = GENERATE(as<std::string>(), "at once", "detected", "STARTTLS", "STARTTLS, not detected");
+    us::server_options options = detecting();
+    options.upgradeable = how != "at once";
+    options.detect_tls = how == "detected" || how == "STARTTLS";
+    const auto errors = serve(tell, behind_proxy(options),
+                              [&](tcp::endpoint server)
+                              {
+                                  for (const std::string& header : proxy_headers)
+                                  {
+                                      auto peer = test::raw_peer::connect(server);
+                                      const bool asks = how.starts_with("STARTTLS");
+                                      tls_connect_split(peer, header + (asks ? "STARTTLS\n" : ""), chunk);
+                                      CHECK(exchange(peer, "hello\n") == "TLS " + proxied + "hello\n");
+                                      peer.tls_shutdown();
+                                  }
+                              });
+    CHECK(errors.empty());
+}
+
+TEST_CASE("start_server: behind a header that tells no address the connection's own hold")
+{
+    const auto errors = serve(tell, behind_proxy(),
+                              [](tcp::endpoint server)
+                              {
+                                  const std::string local("\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00", 16);
+                                  for (const std::string& header : {std::string("PROXY UNKNOWN\r\n"), local})
+                                  {
+                                      auto peer = test::raw_peer::connect(server);
+                                      peer.send_all(header + "hello\n");
+                                      CHECK(peer.recv_line() == told(peer, "hello\n"));
+                                  }
+                              });
+    CHECK(errors.empty());
+}
+
+TEST_CASE("start_server: a header of the greatest length is read")
+{
+    std::string header("\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff\xc0\x00\x02\x01\xc6\x33\x64\x02\xdc\x04\x00\x19\x04\xff\xf0", 31);
+    header.resize(16 + 65535);
+    const auto errors = serve(tell, behind_proxy(),
+                              [&](tcp::endpoint server)
+                              {
+                                  auto peer = test::raw_peer::connect(server);
+                                  peer.send_all(header + "hello\n");
+                                  CHECK(peer.recv_line() == "plain " + proxied + "hello\n");
+                              });
+    CHECK(errors.empty());
+}
+
+TEST_CASE("start_server: the header of a peer that is no proxy is data, and it needs none")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto is_proxy = [](const us::socket_address& peer) { return peer.host == "127.0.0.2"; };
+            const us::server server =
+                co_await us::start_server(tell, "127.0.0.1", 0, {.proxy_protocol = is_proxy});
+            const std::uint16_t port = server.sockets()[0].port;
+            for (const std::string from : {"127.0.0.1", "127.0.0.2"})
+            {
+                auto [reader, writer] = co_await us::open_connection(
+                    "127.0.0.1", port, {.local_addr = us::local_address{.host = from}});
+                writer.write(proxy_headers[0] + "hello\n");
+                const std::string first = co_await reader.readline();
+                if (from == "127.0.0.2")
+                    CHECK(first == "plain " + proxied + "hello\n");
+                else
+                    CHECK_THAT(first, test::starts_with("plain 127.0.0.1:") && test::ends_with(" " + proxy_headers[0]));
+            }
+        });
+}
+
+TEST_CASE("start_server: a proxy without a header, or with a wrong one, is closed and reported by its own address")
+{
+    struct wrong_beginning
+    {
+        std::string bytes;
+        std::string reason;
+    };
+    const std::vector<wrong_beginning> beginnings = {
+        {"hello\n", "it begins with something else"},
+        {"\x16\x03\x01\x02", "it begins with something else"},
+        {"PROXY TCP4 192.0.2.1 198.51.100.2 56324 x", "the line is malformed"},
+        {std::string("\r\n\r\n\0\r\nQUIT\n\x22", 13), "the version or the command is unknown"},
+        {"", "the connection ended"},
+        {proxy_headers[0].substr(0, 40), "the connection ended"},
+        {proxy_headers[1].substr(0, 30), "the connection ended"},
+    };
+    const std::string mode = GENERATE(as<std::string>(), "plain", "TLS", "detecting");
+    us::server_options options = mode == "plain" ? us::server_options() : detecting();
+    options.upgradeable = options.detect_tls = mode == "detecting";
+    us::socket_address own;
+    const auto is_proxy = [&own](const us::socket_address& peer)
+    {
+        own = peer;
+        return true;
+    };
+    options.proxy_protocol = is_proxy;
+    for (const wrong_beginning& wrong : beginnings)
+    {
+        const auto errors = serve(never_called, options,
+                                  [&wrong](tcp::endpoint server)
+                                  {
+                                      auto peer = test::raw_peer::connect(server);
+                                      peer.send_all(wrong.bytes);
+                                      if (wrong.reason == "the connection ended")
+                                          peer.send_fin();
+                                      CHECK(peer.recv_all().empty());
+                                  });
+        REQUIRE(errors.size() == 1);
+        CHECK(errors[0].code == us::errc::proxy_header_invalid);
+        CHECK_THAT(errors[0].what, test::contains(wrong.reason));
+        CHECK(errors[0].peer == own);
+    }
+}
+
+TEST_CASE("start_server: a header that comes too late, or drips, is reported as that")
+{
+    const std::string how = GENERATE(as<std::string>(), "silent", "half", "dripping");
+    us::server_options options = behind_proxy(detecting());
+    options.ssl_handshake_timeout = 100ms;
+    std::size_t sent = 0;
+    const auto errors =
+        serve(never_called, options,
+              [&](tcp::endpoint server)
+              {
+                  auto peer = test::raw_peer::connect(server);
+                  if (how == "half")
+                      peer.send_all(proxy_headers[0].substr(0, 20));
+                  std::string header("\r\n\r\n\0\r\nQUIT\n\x20\x00\xff\xff", 16);
+                  header.resize(16 + 65535);
+                  for (; how == "dripping" && sent < header.size() && !is_closed(peer); ++sent)
+                      send_split(peer, header.substr(sent, 1), 1);
+                  CHECK(received_to_end(peer).empty());
+              });
+    CHECK(sent < 65535);
+    REQUIRE(errors.size() == 1);
+    CHECK(errors[0].code == us::errc::proxy_header_timeout);
+    CHECK(errors[0].code == std::errc::timed_out);
+    CHECK(errors[0].peer.host == "127.0.0.1");
+}
+
+TEST_CASE("start_server: plain text behind a proxy's header where TLS had to begin is refused, and the client is named")
+{
+    const std::size_t chunk = GENERATE(from_range(test::chunk_sizes));
+    const auto errors = serve(never_called, behind_proxy({.ssl = &test::server_context()}),
+                              [chunk](tcp::endpoint server)
+                              {
+                                  auto peer = test::raw_peer::connect(server);
+                                  send_split(peer, proxy_headers[0] + "EHLO example.org\r\n", chunk);
+                                  received_to_end(peer);
+                              });
+    REQUIRE(errors.size() == 1);
+    CHECK(errors[0].code == us::errc::plaintext_injection);
+    CHECK(errors[0].peer.to_string() == "192.0.2.1:56324");
+}
+
+TEST_CASE("start_server: what a handler throws behind a proxy is reported with the real client")
+{
+    const auto errors = serve(
+        [](us::stream_reader, us::stream_writer) -> asio::awaitable<void>
+        { throw std::runtime_error("thrown by the handler"); },
+        behind_proxy(),
+        [](tcp::endpoint server)
+        {
+            auto peer = test::raw_peer::connect(server);
+            peer.send_all(proxy_headers[1]);
+            peer.recv_all();
+        });
+    REQUIRE(errors.size() == 1);
+    CHECK(errors[0].what == "thrown by the handler");
+    CHECK(errors[0].peer.to_string() == "192.0.2.1:56324");
+}
+
+TEST_CASE("start_server: what the proxy_protocol function throws is reported, and closes the connection")
+{
+    us::server_options options;
+    const auto is_proxy = [](const us::socket_address&) -> bool { throw std::runtime_error("cannot tell"); };
+    options.proxy_protocol = is_proxy;
+    const auto errors = serve(never_called, options,
+                              [](tcp::endpoint server)
+                              {
+                                  auto peer = test::raw_peer::connect(server);
+                                  CHECK(peer.recv_all().empty());
+                              });
+    REQUIRE(errors.size() == 1);
+    CHECK(errors[0].what == "cannot tell");
+}
+
 TEST_CASE("start_unix_server: serves, tells its path, and removes its file when it closes")
 {
     test::run(
@@ -1667,6 +2259,35 @@ TEST_CASE("start_unix_server: a path that cannot be bound is named in the error"
                 co_await test::exception_of<std::system_error>(us::start_unix_server(never_called, longer));
             CHECK(too_long.code() == asio::error::name_too_long);
             CHECK_THAT(too_long.what(), test::contains(longer));
+        });
+}
+
+TEST_CASE("start_unix_server: a proxy's header is read and TLS is detected")
+{
+    const test::temporary_directory directory;
+    const std::string path = directory.file("socket");
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            us::server_options options = detecting();
+            const auto is_proxy = [](const us::socket_address& peer) { return peer.is_unix; };
+            options.proxy_protocol = is_proxy;
+            const us::server server = co_await us::start_unix_server(tell, path, options);
+            const auto talk = [&]
+            {
+                auto plain = test::raw_peer::connect(asio::local::stream_protocol::endpoint(path));
+                plain.send_all(proxy_headers[1] + "hello\n");
+                auto secure = test::raw_peer::connect(asio::local::stream_protocol::endpoint(path));
+                test::tls_settings settings = test::localhost_client();
+                settings.send_before = proxy_headers[0];
+                secure.tls_connect(settings);
+                secure.tls_write("hello\n");
+                std::string lines = plain.recv_line() + secure.tls_read_line();
+                secure.tls_shutdown();
+                return lines;
+            };
+            const std::string lines = co_await test::joined(test::run_in_thread(talk));
+            CHECK(lines == "plain " + proxied + "hello\nTLS " + proxied + "hello\n");
         });
 }
 

@@ -33,9 +33,11 @@ enum class errc
     alpn_not_agreed,       ///< ALPN protocols were offered and the peer chose none.
     not_tls,               ///< stop_tls on a connection that is in plain text.
     tls_not_offered,       ///< starttls_policy::require, and the peer does not offer TLS.
+    proxy_header_invalid,  ///< A proxy did not begin with a header of the PROXY protocol.
+    proxy_header_timeout,  ///< A proxy's header took longer than its deadline.
 };
 
-/// The category of `errc`; the three timeouts compare equal to `std::errc::timed_out`.
+/// The category of `errc`; the four timeouts compare equal to `std::errc::timed_out`.
 inline const std::error_category& category() noexcept
 {
     class errc_category final : public std::error_category
@@ -66,6 +68,8 @@ inline const std::error_category& category() noexcept
             case errc::not_tls: return "the connection is in plain text";
             case errc::tls_not_offered: return "TLS is required, and the peer does not offer it";
             case errc::alpn_not_agreed: return "the peer chose none of the application protocols offered (ALPN)";
+            case errc::proxy_header_invalid: return "the proxy sent no valid header of the PROXY protocol";
+            case errc::proxy_header_timeout: return "the proxy's header took longer than its deadline";
             }
             return "unknown error";
         }
@@ -76,7 +80,8 @@ inline const std::error_category& category() noexcept
             {
             case errc::handshake_timeout:
             case errc::shutdown_timeout:
-            case errc::connect_timeout: return std::errc::timed_out;
+            case errc::connect_timeout:
+            case errc::proxy_header_timeout: return std::errc::timed_out;
             default: return {value, *this};
             }
         }

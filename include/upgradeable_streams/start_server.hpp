@@ -41,12 +41,24 @@ using connection_handler = callable_view<asio::awaitable<void>(stream_reader, st
 /// an accept. Called from several threads at once when the io_context has several; what it throws is dropped.
 using server_error_handler = callable_view<void(std::exception_ptr, const socket_address&)>;
 
+/// What a server asks of a peer's address: is it a proxy? Called from several threads at once when the io_context has
+/// several; what it throws closes the connection and is reported.
+using proxy_filter = callable_view<bool(const socket_address&)>;
+
 /// Options of start_server and start_unix_server.
 struct server_options
 {
     /// TLS from the first byte, or with `upgradeable` when the handler calls start_tls.
     asio::ssl::context* ssl = nullptr;
     bool upgradeable = false;
+
+    /// With `upgradeable`: a client that begins with a TLS handshake has it at once, and any other is the handler's in
+    /// plain text, with every byte that came. One port then serves both.
+    bool detect_tls = false;
+
+    /// How long a client may say nothing before it is taken for one that waits for a greeting in plain text, as in
+    /// SMTP and IMAP: to be set, to a second or less, for a handler that speaks first. ssl_handshake_timeout unless given.
+    std::optional<std::chrono::steady_clock::duration> detect_timeout = {};
 
     std::size_t limit = 64 * 1024; ///< The readers' limit on a line or record, in bytes.
 
@@ -71,6 +83,11 @@ struct server_options
 
     /// Writes a line to std::clog unless given.
     server_error_handler error_handler = {};
+
+    /// The peers that are proxies; none unless given. Each has to begin with a header of the PROXY protocol, version 1
+    /// or 2, within ssl_handshake_timeout, before TLS and before anything else; peername and sockname are then what it
+    /// tells. From other peers such a header is data like any other: they are not believed.
+    proxy_filter proxy_protocol = {};
 };
 
 static_assert(std::is_trivially_destructible_v<server_options>);
@@ -155,10 +172,11 @@ private:
 ///
 /// Effects: when a handler returns, its connection is closed as stream_writer::close does, whoever still holds the reader
 /// or writer; one that throws is reported to the error handler too. Errors of accepting, EMFILE among them, are reported, and
-/// accepting goes on within a second. TCP_NODELAY is set.
+/// accepting goes on within a second. TCP_NODELAY is set. With `detect_tls` or `proxy_protocol` the handler is called
+/// when the first bytes, or a deadline, have decided; a proxy that fails to begin with a header is reported.
 ///
-/// Errors: std::invalid_argument at the call for options that make no sense, `upgradeable` without `ssl` among them;
-/// std::system_error that names the address that cannot be bound.
+/// Errors: std::invalid_argument at the call for options that make no sense, `upgradeable` without `ssl` and
+/// `detect_tls` without `upgradeable` among them; std::system_error that names the address that cannot be bound.
 inline asio::awaitable<server> start_server(connection_handler handler, string_list hosts, port_number port,
                                             const server_options& options = {})
 {
@@ -195,15 +213,22 @@ inline detail::listener_settings server::make_settings(connection_handler handle
         throw std::invalid_argument("backlog must be greater than zero");
     if (options.max_connections == 0 || options.max_handshakes == 0)
         throw std::invalid_argument("max_connections and max_handshakes must be greater than zero");
+    if (options.detect_tls && !options.upgradeable)
+        throw std::invalid_argument("detect_tls needs ssl and upgradeable; without it, ssl alone is TLS for every client");
+    if (options.detect_timeout)
+        detail::require_positive(*options.detect_timeout, "detect_timeout");
     auto connection = detail::make_settings(options, tls_role::server, {});
+    const auto detect_timeout = options.detect_timeout.value_or(connection.tls.handshake_timeout);
     connection.handshakes = std::make_shared<detail::handshake_limit>(options.max_handshakes);
     return {.handler = std::move(copied_handler),
             .error_handler = options.error_handler.copy(),
             .connection = std::move(connection),
             .tls_at_once = options.ssl && !options.upgradeable,
-            .backlog = options.backlog,
-            .reuse_address = options.reuse_address,
-            .reuse_port = options.reuse_port,
+            .detect_timeout = options.detect_tls ? std::optional(detect_timeout) : std::nullopt,
+            .is_proxy = options.proxy_protocol.copy(),
+            .listening = {.backlog = options.backlog,
+                          .reuse_address = options.reuse_address,
+                          .reuse_port = options.reuse_port},
             .keep_alive = options.keep_alive,
             .max_connections = options.max_connections};
 }
@@ -213,7 +238,7 @@ inline asio::awaitable<server> server::start(detail::listener_settings settings,
 {
     const auto executor = co_await asio::this_coro::executor;
     server made(std::make_shared<detail::listener>(executor, std::move(settings)));
-    co_await made.handle_->listener->bind(std::move(hosts), std::move(service), family);
+    co_await made.handle_->listener->bound().bind(std::move(hosts), std::move(service), family);
     if (serving)
         made.start_serving();
     co_return made;
@@ -223,7 +248,7 @@ inline asio::awaitable<server> server::start_unix(detail::listener_settings sett
 {
     const auto executor = co_await asio::this_coro::executor;
     server made(std::make_shared<detail::listener>(executor, std::move(settings)));
-    made.handle_->listener->bind_unix(path);
+    made.handle_->listener->bound().bind_unix(path);
     if (serving)
         made.start_serving();
     co_return made;

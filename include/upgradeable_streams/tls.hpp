@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_TLS_HPP
 
 #include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/record_framing.hpp>
 #include <upgradeable_streams/error.hpp>
 
 #include <asio/ip/address.hpp>
@@ -61,6 +62,16 @@ struct tls_options
 };
 
 static_assert(std::is_trivially_destructible_v<tls_options>);
+
+/// Whether the first bytes of a peer begin a TLS handshake record, as a ClientHello does (RFC 8446 section 5.1), as far
+/// as they go: two decide, and of none the answer is yes.
+///
+/// A server with one port for TLS and plain text reads until it has two, or the answer is no. If it is yes, it goes on
+/// with `start_tls({.received = bytes})`, and otherwise in plain text with the bytes that it has.
+inline bool begins_tls_handshake(std::string_view bytes)
+{
+    return detail::begins_tls_record(bytes) && (bytes.empty() || bytes[0] == 0x16);
+}
 
 struct cipher_info
 {

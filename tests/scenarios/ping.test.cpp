@@ -1,4 +1,4 @@
-// The ping examples, run as the programs that they are.
+// The examples, run as the programs that they are.
 
 #include "support/catch.hpp"
 #include "support/certificates.hpp"
@@ -27,6 +27,7 @@ namespace
 
 const std::string ping_server = PING_SERVER;
 const std::string ping_client = PING_CLIENT;
+const std::string one_port = ONE_PORT;
 
 using command = std::vector<std::string>;
 
@@ -36,13 +37,14 @@ command joined(command first, const command& second)
     return first;
 }
 
-/// The ping server on a free port of 127.0.0.1, once it listens.
+/// A server, by default that of ping, on a free port of 127.0.0.1, once it listens.
 class running_server
 {
 public:
-    explicit running_server(const command& more = {}, const std::string& host = "127.0.0.1")
+    explicit running_server(const command& more = {}, const std::string& host = "127.0.0.1",
+                            const std::string& program = ping_server)
         : process_(
-              joined({ping_server, "--host", host, "--port", "0", "--cert",
+              joined({program, "--host", host, "--port", "0", "--cert",
                       test::localhost_certificate().certificate_file, "--key", test::localhost_certificate().key_file},
                      more)),
           first_line_(process_.read_line())
@@ -436,4 +438,48 @@ TEST_CASE("ping: a port that is taken, or where nobody listens, is told in one s
     CHECK(client.status == 1);
     CHECK(is_one_sentence(client.errors, "ping_client"));
     CHECK_THAT(client.errors, test::contains(address));
+}
+
+TEST_CASE("one_port: TLS, plain text and upgrades are served on one port, and each client is told what it has")
+{
+    running_server server({}, "127.0.0.1", one_port);
+    CHECK(server.first_line() == "listening on 127.0.0.1:" + std::to_string(server.port()) + "\n");
+    test::raw_peer peer = server.connect();
+    peer.send_all("PING\nHELP\n");
+    CHECK(peer.recv_line() == "PONG in plain text\n");
+    CHECK(peer.recv_line() == "ERROR unknown command\n");
+    test::tls_settings settings = test::localhost_client();
+    settings.send_before = "STARTTLS\n";
+    peer.tls_connect(settings);
+    peer.tls_write("PING\nQUIT\n");
+    CHECK(peer.tls_read_all() == "PONG in TLS after an upgrade\n");
+    peer.tls_shutdown();
+
+    test::process secure(test::words("openssl s_client -quiet -verify_return_error -CAfile " +
+                                     test::authority().ca_file() + " -connect 127.0.0.1:" +
+                                     std::to_string(server.port())));
+    secure.write("PING\nSTARTTLS\n");
+    CHECK(secure.read_line() == "PONG in TLS from the first byte\n");
+    CHECK(secure.read_line() == "ERROR unknown command\n");
+    secure.write("QUIT\n");
+    CHECK(secure.wait().status == 0);
+
+    const auto stopped = server.stop();
+    CHECK(stopped.status == 0);
+    CHECK(stopped.errors.empty());
+}
+
+TEST_CASE("one_port: --help tells the options, and a bad one is told in one sentence")
+{
+    const auto help = test::run_process({one_port, "--help"});
+    CHECK(help.status == 0);
+    for (const std::string option : {"--host", "--port", "--cert", "--key"})
+        CHECK_THAT(help.output, test::contains(option));
+    for (const command& bad : {command{one_port, "--unknown", "x"}, command{one_port, "--port"},
+                               command{one_port, "--port", "0", "--cert", "/no/such/file"}})
+    {
+        const auto outcome = test::run_process(bad);
+        CHECK(outcome.status == 1);
+        CHECK(is_one_sentence(outcome.errors, "one_port"));
+    }
 }

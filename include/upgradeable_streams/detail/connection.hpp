@@ -76,6 +76,12 @@ public:
 
     const std::optional<socket_address>& peername() const { return peername_; }
     const std::optional<socket_address>& sockname() const { return sockname_; }
+    void set_names(socket_address peer, socket_address own)
+    {
+        peername_ = std::move(peer);
+        sockname_ = std::move(own);
+    }
+
     std::size_t limit() const { return limit_; }
     unsigned epoch() const { return epoch_; }
     bool is_closing() const { return closing_ || lost_; }
@@ -116,6 +122,9 @@ public:
 
     /// To be called with the result of wait_to_receive.
     void receive(const read_result& result);
+
+    /// A pending wait_to_receive has asio::error::operation_aborted for its result.
+    virtual void cancel_read() = 0;
 
     /// Marks a read as pending for as long as it lives.
     class read_guard

@@ -17,12 +17,6 @@ inline bool begins_tls_record(std::string_view bytes)
     return (bytes.empty() || (bytes[0] >= 0x14 && bytes[0] <= 0x17)) && (bytes.size() < 2 || bytes[1] == 0x03);
 }
 
-/// Whether bytes that came first begin a TLS handshake record, as a ClientHello does.
-inline bool begins_tls_handshake(std::string_view bytes)
-{
-    return begins_tls_record(bytes) && (bytes.empty() || bytes[0] == 0x16);
-}
-
 /// Tells records from the plain text behind a close_notify, in bytes that come in pieces.
 ///
 /// TLS takes in what it is given and does not give back what it did not need. So it is given nothing behind a record that

@@ -96,7 +96,7 @@ private:
     {
         if (auto* tls = stream_.state_->tls())
             return {tls->core().received(error, size), 0};
-        is_dry_ = size < read_buffer::small_size;
+        is_dry_ = !error && size < read_buffer::small_size;
         return {error, size};
     }
 

@@ -1,0 +1,253 @@
+/// @file
+/// The sockets that a server listens on.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_BOUND_SOCKETS_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_BOUND_SOCKETS_HPP
+
+#include <upgradeable_streams/socket_address.hpp>
+
+#include <asio/any_io_executor.hpp>
+#include <asio/awaitable.hpp>
+#include <asio/basic_socket_acceptor.hpp>
+#include <asio/error.hpp>
+#include <asio/generic/stream_protocol.hpp>
+#include <asio/ip/tcp.hpp>
+#include <asio/ip/v6_only.hpp>
+#include <asio/local/stream_protocol.hpp>
+#include <asio/redirect_error.hpp>
+#include <asio/steady_timer.hpp>
+#include <asio/this_coro.hpp>
+#include <asio/use_awaitable.hpp>
+
+#include <algorithm>
+#include <cerrno>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <system_error>
+#include <unistd.h>
+#include <utility>
+#include <vector>
+
+namespace upgradeable_streams::detail
+{
+
+struct listening_options
+{
+    int backlog;
+    bool reuse_address;
+    bool reuse_port;
+};
+
+using any_acceptor = asio::basic_socket_acceptor<asio::generic::stream_protocol>;
+
+struct bound_socket
+{
+    any_acceptor acceptor;
+    socket_address address;
+    asio::steady_timer pause; ///< What the accept loop waits on when it may not accept.
+};
+
+/// The sockets of all addresses of a server, or that of a path.
+///
+/// Concurrency: bound before anything else, after which the addresses do not change; what acts on a socket or its pause
+/// belongs to the executor.
+class bound_sockets
+{
+public:
+    bound_sockets(asio::any_io_executor executor, const listening_options& options)
+        : executor_(std::move(executor)), options_(options)
+    {
+    }
+
+    /// Binds every address of every host; an address that this machine does not have is passed over while there is
+    /// another.
+    asio::awaitable<void> bind(std::vector<std::string> hosts, std::string service, ip_family family);
+    void bind_unix(const std::string& path);
+
+    void listen();
+
+    /// Ends what waits on a socket.
+    void close();
+
+    /// Ends each pause.
+    void wake();
+
+    std::vector<socket_address> addresses() const;
+    auto begin() { return sockets_.begin(); }
+    auto end() { return sockets_.end(); }
+
+private:
+    /// A Unix domain socket's file, told apart from another's that may have taken its place.
+    struct socket_file
+    {
+        std::string path;
+        dev_t device;
+        ino_t inode;
+    };
+
+    asio::error_code bind(const asio::generic::stream_protocol::endpoint& endpoint);
+    asio::error_code bind_all(std::vector<asio::ip::tcp::endpoint> endpoints, asio::ip::tcp::endpoint& failed);
+    void remove_file();
+
+    asio::any_io_executor executor_;
+    const listening_options options_;
+    std::vector<bound_socket> sockets_; ///< Stays where it is once bound.
+    std::optional<socket_file> file_;
+};
+
+inline asio::error_code bound_sockets::bind(const asio::generic::stream_protocol::endpoint& endpoint)
+{
+    asio::error_code error;
+    any_acceptor acceptor(executor_);
+    const int family = endpoint.protocol().family();
+    if (acceptor.open(endpoint.protocol(), error))
+        return error;
+    if (family != AF_UNIX)
+        acceptor.set_option(asio::socket_base::reuse_address(options_.reuse_address), error);
+    if (family == AF_INET6 && !error)
+        acceptor.set_option(asio::ip::v6_only(true), error);
+    if (const int on = 1; options_.reuse_port && !error &&
+                          ::setsockopt(acceptor.native_handle(), SOL_SOCKET, SO_REUSEPORT, &on, sizeof on) != 0)
+        error.assign(errno, asio::error::get_system_category());
+    if (error || acceptor.bind(endpoint, error))
+        return error;
+    const auto local = acceptor.local_endpoint(error);
+    if (error)
+        return error;
+    sockets_.push_back({std::move(acceptor), socket_address(local), asio::steady_timer(executor_)});
+    return {};
+}
+
+/// With port 0 the first address picks the port of all. `failed` is the endpoint that an error is about.
+inline asio::error_code bound_sockets::bind_all(std::vector<asio::ip::tcp::endpoint> endpoints,
+                                           asio::ip::tcp::endpoint& failed)
+{
+    asio::error_code first_error;
+    for (auto& endpoint : endpoints)
+    {
+        if (endpoint.port() == 0 && !sockets_.empty())
+            endpoint.port(sockets_.front().address.port);
+        const asio::error_code error = bind(endpoint);
+        const bool missing = error.value() == EADDRNOTAVAIL || error == asio::error::address_family_not_supported;
+        if (!error || (missing && first_error))
+            continue;
+        failed = endpoint;
+        if (!missing)
+            return error;
+        first_error = error;
+    }
+    return sockets_.empty() ? first_error : asio::error_code();
+}
+
+inline asio::awaitable<void> bound_sockets::bind(std::vector<std::string> hosts, std::string service, ip_family family)
+{
+    using asio::ip::tcp;
+    std::vector<tcp::endpoint> endpoints;
+    tcp::resolver resolver(co_await asio::this_coro::executor);
+    for (const std::string& host : hosts)
+    {
+        if (host.find('\0') != host.npos)
+            throw std::invalid_argument("a host must not hold a NUL");
+        asio::error_code error;
+        tcp::resolver::results_type found;
+        if (family == ip_family::any)
+            found = co_await resolver.async_resolve(host, service, tcp::resolver::passive,
+                                                    asio::redirect_error(asio::use_awaitable, error));
+        else
+            found = co_await resolver.async_resolve(family == ip_family::v4 ? tcp::v4() : tcp::v6(), host, service,
+                                                    tcp::resolver::passive,
+                                                    asio::redirect_error(asio::use_awaitable, error));
+        if (error)
+            throw std::system_error(error, "cannot resolve " + host + ":" + service);
+        for (const auto& entry : found)
+            if (std::ranges::find(endpoints, entry.endpoint()) == endpoints.end())
+                endpoints.push_back(entry.endpoint());
+    }
+
+    asio::error_code error;
+    tcp::endpoint failed;
+    for (int attempts = 0; attempts < 16; ++attempts)
+    {
+        sockets_.clear();
+        error = bind_all(endpoints, failed);
+        const bool port_taken = error == asio::error::address_in_use && !endpoints.empty() && endpoints.front().port() == 0;
+        if (!port_taken)
+            break;
+    }
+    if (error)
+        throw std::system_error(error, "cannot listen on " + socket_address(failed).to_string());
+}
+
+inline void bound_sockets::bind_unix(const std::string& path)
+{
+    if (path.size() >= sizeof(sockaddr_un::sun_path))
+        throw std::system_error(asio::error::name_too_long, "cannot listen on " + path);
+    const asio::local::stream_protocol::endpoint endpoint(path);
+    asio::error_code error;
+    struct stat status;
+    if (::lstat(path.c_str(), &status) == 0)
+    {
+        asio::local::stream_protocol::socket probe(executor_);
+        probe.open();
+        probe.non_blocking(true);
+        probe.connect(endpoint, error);
+        if (!S_ISSOCK(status.st_mode) || error != asio::error::connection_refused)
+            throw std::system_error(std::make_error_code(std::errc::address_in_use), "cannot listen on " + path);
+        ::unlink(path.c_str());
+    }
+    error = bind(endpoint);
+    if (error)
+        throw std::system_error(error, "cannot listen on " + path);
+    if (::lstat(path.c_str(), &status) == 0)
+        file_ = socket_file{path, status.st_dev, status.st_ino};
+}
+
+inline void bound_sockets::listen()
+{
+    for (bound_socket& each : sockets_)
+    {
+        asio::error_code error;
+        each.acceptor.listen(options_.backlog, error);
+        if (error)
+            throw std::system_error(error, "cannot listen on " + each.address.to_string());
+    }
+}
+
+inline void bound_sockets::close()
+{
+    // While the socket is open no other file can have its inode.
+    remove_file();
+    asio::error_code ignored;
+    for (bound_socket& each : sockets_)
+        each.acceptor.close(ignored);
+    wake();
+}
+
+inline void bound_sockets::wake()
+{
+    for (bound_socket& each : sockets_)
+        each.pause.cancel();
+}
+
+inline std::vector<socket_address> bound_sockets::addresses() const
+{
+    std::vector<socket_address> made;
+    for (const bound_socket& each : sockets_)
+        made.push_back(each.address);
+    return made;
+}
+
+inline void bound_sockets::remove_file()
+{
+    struct stat status;
+    if (file_ && ::lstat(file_->path.c_str(), &status) == 0 && status.st_dev == file_->device &&
+        status.st_ino == file_->inode)
+        ::unlink(file_->path.c_str());
+}
+
+} // namespace upgradeable_streams::detail
+
+#endif
