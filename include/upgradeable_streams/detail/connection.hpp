@@ -225,7 +225,6 @@ public:
 
     /// Waits until all was handed to the socket.
     asio::awaitable<void> flush();
-    virtual void cancel_read() = 0;
 
 protected:
     connection(const asio::any_io_executor& executor, const connection_settings& settings)
