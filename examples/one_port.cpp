@@ -1,4 +1,4 @@
-// A server with one port for clients that begin with TLS, that upgrade to it with STARTTLS, and that stay in plain text.
+// A server with one port for clients that begin with TLS, that upgrade to it at STARTTLS, and that stay in plain text.
 //
 //   c++ -std=c++20 -DASIO_STANDALONE one_port.cpp -o one_port -lssl -lcrypto -pthread
 

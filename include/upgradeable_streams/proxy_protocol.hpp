@@ -213,7 +213,7 @@ inline std::optional<proxy_header> parse_proxy_block(std::string_view received)
     constexpr std::size_t fixed_size = 16;
     constexpr std::array<std::size_t, 4> address_sizes = {0, 4, 16, 108}; // UNSPEC, INET, INET6, UNIX
     constexpr std::array<std::size_t, 4> port_sizes = {0, 2, 2, 0};
-    const auto byte = [&](std::size_t at) { return at < received.size() ? parse_big_endian(received.substr(at, 1)) : 0; };
+    const auto byte = [&](std::size_t i) { return i < received.size() ? parse_big_endian(received.substr(i, 1)) : 0; };
 
     if (received.size() > 12 && byte(12) != 0x20 && byte(12) != 0x21)
         refuse_proxy_header("the version or the command is unknown");

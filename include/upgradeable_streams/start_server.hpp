@@ -56,8 +56,9 @@ struct server_options
     /// plain text, with every byte that came. One port then serves both.
     bool detect_tls = false;
 
-    /// How long a client may say nothing before it is taken for one that waits for a greeting in plain text, as in
-    /// SMTP and IMAP: to be set, to a second or less, for a handler that speaks first. ssl_handshake_timeout unless given.
+    /// How long a client may say nothing before it is handed over in plain text, as one that waits for a greeting
+    /// (SMTP, IMAP): as late as a greeting may be, and later than a ClientHello may come. ssl_handshake_timeout unless
+    /// given, which the handshake then has once more.
     std::optional<std::chrono::steady_clock::duration> detect_timeout = {};
 
     std::size_t limit = 64 * 1024; ///< The readers' limit on a line or record, in bytes.
@@ -214,7 +215,7 @@ inline detail::listener_settings server::make_settings(connection_handler handle
     if (options.max_connections == 0 || options.max_handshakes == 0)
         throw std::invalid_argument("max_connections and max_handshakes must be greater than zero");
     if (options.detect_tls && !options.upgradeable)
-        throw std::invalid_argument("detect_tls needs ssl and upgradeable; without it, ssl alone is TLS for every client");
+        throw std::invalid_argument("detect_tls needs ssl and upgradeable; ssl alone is TLS for every client");
     if (options.detect_timeout)
         detail::require_positive(*options.detect_timeout, "detect_timeout");
     auto connection = detail::make_settings(options, tls_role::server, {});

@@ -173,7 +173,8 @@ inline asio::awaitable<void> bound_sockets::bind(std::vector<std::string> hosts,
     {
         sockets_.clear();
         error = bind_all(endpoints, failed);
-        const bool port_taken = error == asio::error::address_in_use && !endpoints.empty() && endpoints.front().port() == 0;
+        const bool port_taken =
+            error == asio::error::address_in_use && !endpoints.empty() && endpoints.front().port() == 0;
         if (!port_taken)
             break;
     }
