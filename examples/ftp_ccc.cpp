@@ -25,13 +25,13 @@ asio::awaitable<void> expect(us::stream_reader& reader, std::string_view code)
 {
     std::string line = co_await reader.readline();
     const std::string given = line.substr(0, 3);
-    while (line.size() > 3 && line.compare(0, 4, given + " ") != 0)
+    while (!line.empty() && line.compare(0, 4, given + " ") != 0)
     {
         std::cout << line;
         line = co_await reader.readline();
     }
     std::cout << line << std::flush;
-    if (given != code)
+    if (given != code || line.empty())
         throw std::runtime_error("the server answered \"" + line.substr(0, line.find('\r')) + "\"");
 }
 

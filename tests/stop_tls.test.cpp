@@ -139,7 +139,8 @@ TEMPLATE_TEST_CASE("stop_tls: a ClientHello in the same segment as the close_not
                    with_tls_stream)
 {
     const bool tls12 = GENERATE(false, true);
-    CAPTURE(tls12);
+    const std::size_t padding = GENERATE(std::size_t(0), std::size_t(16), std::size_t(32)); // of records, in TLS 1.3
+    CAPTURE(tls12, padding);
     test::run(
         [&]() -> awaitable<void>
         {
@@ -150,11 +151,12 @@ TEMPLATE_TEST_CASE("stop_tls: a ClientHello in the same segment as the close_not
                 SSL_CTX_set_max_proto_version(own.native_handle(), TLS1_2_VERSION);
             tcp_stream<TestType> stream(std::move(socket), {.ssl = &own, .role = tls_role::server});
             auto playing = play(std::move(peer),
-                                [](raw_peer& raw)
+                                [=](raw_peer& raw)
                                 {
                                     handshake(raw, tls_role::server);
                                     if (raw.tls_read_some() != "")
                                         throw test::failure("data in place of a close_notify");
+                                    SSL_set_block_padding(raw.ssl(), padding);
                                     test::tls_settings again = test::localhost_client();
                                     again.send_before = close_notify(raw);
                                     raw.tls_connect(again);
@@ -255,8 +257,16 @@ TEMPLATE_TEST_CASE("stop_tls: a peer that does not end TLS in order gets its con
         {"half a record behind a close_notify that is as long as any",
          [](raw_peer& raw)
          {
-             SSL_set_block_padding(raw.ssl(), 64);
+             SSL_set_block_padding(raw.ssl(), 128);
              raw.send_all(close_notify(raw) + "\x17\x03"s);
+         },
+         [=](const std::error_code& e) // Asio's layer notices it itself
+         { return e == std::errc::protocol_error || e == asio::ssl::error::stream_truncated; }},
+        {"a record behind a close_notify that is as long as any",
+         [](raw_peer& raw)
+         {
+             SSL_set_block_padding(raw.ssl(), 128);
+             raw.send_all(close_notify(raw) + "\x16\x03\x01\x00\x02xx"s);
          },
          [=](const std::error_code& e) // Asio's layer notices it itself
          { return e == std::errc::protocol_error || e == asio::ssl::error::stream_truncated; }},
@@ -321,6 +331,108 @@ TEMPLATE_TEST_CASE("stop_tls: a stream that is plain, or being upgraded, is left
             CHECK(line == "here\n");
             co_await shut_down(stream);
             co_await test::joined(std::move(playing));
+        });
+}
+
+TEMPLATE_TEST_CASE("stop_tls: while it runs every other operation is upgrade_in_progress", "", with_ssl_stream,
+                   with_tls_stream)
+{
+    const bool at_end = GENERATE(false, true); // a read has met the peer's close_notify
+    CAPTURE(at_end);
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            auto [socket, peer] = connect(executor);
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
+            auto playing = play_tls(std::move(peer), tls_role::client,
+                                    [=](raw_peer& raw)
+                                    {
+                                        if (!at_end && raw.tls_read_some() != "")
+                                            throw test::failure("data in place of a close_notify");
+                                    });
+            co_await stream.start_tls();
+            if (at_end)
+            {
+                const std::error_code end = co_await read_error(stream);
+                CHECK(end == asio::error::eof);
+            }
+            outcome first, second, read, written, started, ended;
+            char byte = 0;
+            stream.async_stop_tls({}, into(first));
+            stream.async_stop_tls({}, into(second));
+            stream.async_read_some(asio::buffer(&byte, 1), into(read));
+            stream.async_write_some(asio::buffer("x", 1), into(written));
+            stream.async_start_tls({}, into(started));
+            stream.async_shutdown({}, into(ended));
+            co_await finished(first);
+            CHECK(!first.error);
+            for (const outcome* each : {&second, &read, &written, &started, &ended})
+            {
+                co_await finished(*each);
+                CHECK(each->error == us::errc::upgrade_in_progress);
+            }
+            co_await test::joined(std::move(playing));
+        });
+}
+
+TEMPLATE_TEST_CASE("stop_tls: of a stream that is destroyed meanwhile it is operation_aborted", "", with_ssl_stream,
+                   with_tls_stream)
+{
+    const int turns = GENERATE(0, 1, 2, 3, 5, 10);
+    CAPTURE(turns);
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            auto [socket, peer] = connect(executor);
+            std::optional<tcp_stream<TestType>> stream(std::in_place, std::move(socket), options_of(tls_role::client));
+            auto playing = play(std::move(peer),
+                                [](raw_peer& raw)
+                                {
+                                    handshake(raw, tls_role::client);
+                                    hold_open(raw);
+                                });
+            co_await stream->start_tls();
+            outcome stopped;
+            stream->async_stop_tls({}, into(stopped));
+            co_await test::turns(turns);
+            stream.reset();
+            co_await finished(stopped);
+            CHECK(stopped.error == asio::error::operation_aborted);
+            co_await test::joined(std::move(playing));
+        });
+}
+
+TEMPLATE_TEST_CASE("stop_tls: of TLS within TLS the inner session ends, and the outer one goes on", "", with_ssl_stream,
+                   with_tls_stream)
+{
+    using outer_stream = tcp_stream<TestType>;
+    using inner_stream = stream_over<TestType, outer_stream>;
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            auto sockets = test::tcp_pair(executor);
+            const auto in_tls = [&](tcp::socket socket, tls_role role) -> awaitable<std::unique_ptr<inner_stream>>
+            {
+                outer_stream outer(std::move(socket), options_of(role));
+                co_await outer.start_tls();
+                auto inner = std::make_unique<inner_stream>(std::move(outer), options_of(role));
+                co_await inner->start_tls();
+                co_await write(*inner, "inside\n");
+                const std::string line = co_await read_line(*inner);
+                CHECK(line == "inside\n");
+                co_await inner->stop_tls();
+                CHECK(inner->next_layer().is_tls());
+                co_await write(*inner, "between\n");
+                const std::string between = co_await read_line(*inner);
+                CHECK(between == "between\n");
+                co_return inner;
+            };
+            auto other = test::spawn(executor, [&] { return in_tls(std::move(sockets.second), tls_role::server); });
+            const auto inner = co_await in_tls(std::move(sockets.first), tls_role::client);
+            co_await other.join();
         });
 }
 

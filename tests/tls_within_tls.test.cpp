@@ -362,6 +362,58 @@ TEST_CASE("start_tls<within_tls>: the inner session can be stopped and begun aga
         });
 }
 
+TEST_CASE("start_tls<within_tls>: while it runs the old handles can close, and afterwards tell that they did")
+{
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            test::stream_link link = co_await test::link_of_streams(encrypted(us::tls_role::client));
+            auto upgrading = test::spawn(
+                executor, [&] { return link.writer.start_tls<us::within_tls>({.server_hostname = "localhost"}); });
+            co_await test::turns();
+            const std::error_code reading = co_await error_of(link.reader.readline());
+            CHECK(reading == us::errc::upgrade_in_progress);
+            CHECK_FALSE(link.writer.is_closing());
+            link.writer.close();
+            const std::error_code ended = co_await error_of(upgrading.join());
+            CHECK(ended);
+            CHECK(link.writer.is_closing());
+            CHECK_FALSE(link.writer.get_extra_info<"socket">());
+        });
+}
+
+TEST_CASE("start_tls<within_tls>: a server that aborts its clients wakes who waits for the inner connection's end")
+{
+    bool was_woken = false;
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            const auto handler = [&](us::stream_reader reader, us::stream_writer writer) -> awaitable<void>
+            {
+                std::tie(reader, writer) = co_await writer.start_tls<us::within_tls>();
+                writer.write("here\n");
+                co_await writer.wait_closed();
+                was_woken = true;
+            };
+            us::server_options options;
+            options.ssl = &test::server_context();
+            us::server server = co_await us::start_server(handler, "127.0.0.1", 0, options);
+            us::connection_options client = encrypted(us::tls_role::client);
+            client.server_hostname = "localhost";
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets().at(0).port, client);
+            std::tie(reader, writer) = co_await writer.start_tls<us::within_tls>({.server_hostname = "localhost"});
+            const std::string line = co_await reader.readline();
+            CHECK(line == "here\n");
+            server.close();
+            server.abort_clients();
+            co_await server.wait_closed();
+            const std::error_code cut = co_await error_of(reader.readline());
+            CHECK(cut == asio::ssl::error::stream_truncated);
+        });
+    CHECK(was_woken);
+}
+
 TEST_CASE("start_tls<within_tls>: a server that closes its clients closes the inner session in order")
 {
     test::run(

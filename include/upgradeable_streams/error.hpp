@@ -31,7 +31,7 @@ enum class errc
     incomplete_read,       ///< The stream ended before the read was satisfied.
     limit_overrun,         ///< No separator within the reader's limit.
     alpn_not_agreed,       ///< ALPN protocols were offered and the peer chose none.
-    not_tls,               ///< stop_tls on a connection that is in plain text.
+    not_tls,               ///< stop_tls, or start_tls<within_tls>, in plain text.
     tls_not_offered,       ///< starttls_policy::require, and the peer does not offer TLS.
     proxy_header_invalid,  ///< A proxy did not begin with a header of the PROXY protocol.
     proxy_header_timeout,  ///< A proxy's header took longer than its deadline.

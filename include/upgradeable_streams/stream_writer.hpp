@@ -181,8 +181,8 @@ public:
     /// RFC 4511 section 4.14.3): sends a close_notify and awaits the peer's, within the shutdown deadline.
     ///
     /// Returns: a new reader and writer; the old ones throw errc::connection_upgraded from then on. The reader goes on
-    /// with what the peer sent before its close_notify and was not read, and with what came behind it in plain text. TLS can
-    /// be started again.
+    /// with what the peer sent before its close_notify and was not read, and with what came behind it in plain text: what
+    /// has to be known to have come through TLS is read before. TLS can be started again.
     ///
     /// Errors: errc::not_tls leaves the connection as it was, as does errc::operation_in_progress when a read is pending.
     /// Every other failure closes it: asio::ssl::error::stream_truncated when the peer sent no close_notify,

@@ -181,7 +181,8 @@ public:
     /// sends a close_notify and awaits the peer's. The signature is void(asio::error_code).
     ///
     /// Effects: what the peer sent before its close_notify and was not read, 64 KiB at most, is read next, then what came
-    /// with or after it, in plain text. The stream can be upgraded again.
+    /// with or after it, in plain text; what has to be known to have come through TLS is read before. The stream can be
+    /// upgraded again. No read or write may be pending.
     ///
     /// Errors: errc::not_tls and upgrade_in_progress leave the stream as it was. Every other failure closes it:
     /// asio::ssl::error::stream_truncated when the peer sent no close_notify, errc::shutdown_timeout,

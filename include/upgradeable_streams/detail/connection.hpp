@@ -30,6 +30,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <limits>
 #include <memory>
 #include <new>
 #include <optional>
@@ -84,6 +85,7 @@ public:
 
     std::size_t limit() const { return limit_; }
     unsigned epoch() const { return epoch_; }
+    bool is_current(unsigned epoch) const { return epoch == epoch_ || epoch == inner_epoch; }
     bool is_closing() const { return closing_ || lost_; }
     bool is_closed() const { return closed_; }
 
@@ -132,8 +134,7 @@ public:
     public:
         read_guard(connection& c, unsigned epoch) : connection_(c)
         {
-            throw_if(epoch != c.epoch_, errc::connection_upgraded);
-            throw_if(c.changing_, errc::upgrade_in_progress);
+            c.check_epoch(epoch);
             throw_if(c.reading_, errc::operation_in_progress);
             throw_if(c.closing_, errc::connection_closed);
             c.reading_ = true;
@@ -157,8 +158,7 @@ public:
 
     void check_write(unsigned epoch) const
     {
-        throw_if(epoch != epoch_, errc::connection_upgraded);
-        throw_if(changing_, errc::upgrade_in_progress);
+        check_epoch(epoch);
         throw_if(closing_, errc::connection_closed);
         throw_if_lost();
     }
@@ -195,32 +195,25 @@ public:
 
     // A TLS session inside this one: until it has ended, to close this is to close it.
 
+    /// Of the handles that the inner connection has, which no change makes void.
+    static constexpr unsigned inner_epoch = std::numeric_limits<unsigned>::max();
+
+    /// Throws where an inner connection cannot begin: one that has been made closes this when it goes.
     void check_inner() const
     {
         check_change();
         throw_if(!is_tls(), errc::not_tls);
-        check_idle();
     }
 
     connection_settings settings_inside() const { return {settings(), limit_, handshakes_, {}}; }
 
-    void begin_inner(const std::shared_ptr<connection>& inner)
-    {
-        discard(received().size());
-        inner_ = inner;
-        ++epoch_;
-    }
+    /// Upgrades the inner connection, as `upgrade` does this one.
+    asio::awaitable<void> upgrade_inner(std::shared_ptr<connection> inner, std::unique_ptr<upgrade_request> request);
 
     void end_inner()
     {
         inner_.reset();
         close();
-    }
-
-    /// To be read before all that the stream holds.
-    void put_back(std::string_view bytes)
-    {
-        buffer_.commit(asio::buffer_copy(buffer_.prepare(bytes.size()), asio::buffer(bytes)));
     }
 
     /// Waits until all was handed to the socket.
@@ -303,8 +296,14 @@ private:
     asio::awaitable<void> wait_change() { return wait(*changed_); }
     asio::awaitable<void> finish_writing();
     asio::awaitable<void> finish();
+    void check_epoch(unsigned epoch) const;
     void check_change() const;
-    void check_idle() const;
+
+    /// To be read before all that the stream holds.
+    void put_back(std::string_view bytes)
+    {
+        buffer_.commit(asio::buffer_copy(buffer_.prepare(bytes.size()), asio::buffer(bytes)));
+    }
 
     template <typename Step>
     asio::awaitable<void> change(std::chrono::steady_clock::duration timeout, errc late, const char* what, Step step);
@@ -743,6 +742,8 @@ inline asio::awaitable<void> connection::finish()
 
 inline void connection::abort()
 {
+    if (const auto inner = inner_.lock(); inner && !inner->is_closed())
+        return inner->abort(); // which aborts this
     closing_ = true;
     closed_ = true;
     queue_.clear();
@@ -762,14 +763,16 @@ inline asio::awaitable<std::error_code> connection::wait_closed()
     co_return lost_;
 }
 
+inline void connection::check_epoch(unsigned epoch) const
+{
+    throw_if(!is_current(epoch), errc::connection_upgraded);
+    throw_if(changing_ && epoch != inner_epoch, errc::upgrade_in_progress);
+}
+
 inline void connection::check_change() const
 {
     throw_if(changing_, errc::upgrade_in_progress);
     throw_if(closing_, errc::connection_closed);
-}
-
-inline void connection::check_idle() const
-{
     throw_if(reading_, errc::operation_in_progress);
     throw_if_write_ended();
 }
@@ -779,7 +782,6 @@ template <typename Step>
 asio::awaitable<void> connection::change(std::chrono::steady_clock::duration timeout, errc late, const char* what,
                                          Step step)
 {
-    check_idle();
     changing_ = true;
     try
     {
@@ -846,6 +848,20 @@ inline asio::awaitable<void> connection::downgrade()
         eof_ = false;
     };
     co_await change(settings().shutdown_timeout, errc::shutdown_timeout, "end of TLS", close_tls);
+}
+
+inline asio::awaitable<void> connection::upgrade_inner(std::shared_ptr<connection> inner,
+                                                       std::unique_ptr<upgrade_request> request)
+{
+    const auto begin = [this, &inner, &request]() -> asio::awaitable<void>
+    {
+        inner->put_back(received());
+        discard(received().size());
+        inner->set_write_buffer_limits(high_, low_);
+        inner_ = inner;
+        co_await inner->upgrade(std::move(request));
+    };
+    co_await change(request->settings.handshake_timeout, errc::handshake_timeout, "TLS upgrade", begin);
 }
 
 } // namespace upgradeable_streams::detail

@@ -45,7 +45,7 @@ public:
     detail::connection& operator*() const { return *connection_; }
     const std::shared_ptr<detail::connection>& connection() const { return connection_; }
     unsigned epoch() const { return epoch_; }
-    void check_epoch() const { throw_if(epoch_ != connection_->epoch(), errc::connection_upgraded); }
+    void check_epoch() const { throw_if(!connection_->is_current(epoch_), errc::connection_upgraded); }
 
 private:
     std::shared_ptr<detail::connection> connection_;

@@ -97,21 +97,13 @@ public:
     std::size_t available(asio::error_code&) const { return 0; }
     void cancel(asio::error_code&) { outer_->cancel_read(); }
 
+    /// The outer session ends as a whole.
     void shutdown(asio::socket_base::shutdown_type, asio::error_code& error)
-    try
     {
-        writer_.write_eof();
-    }
-    catch (const std::system_error& e)
-    {
-        error = e.code();
+        error = asio::error::operation_not_supported;
     }
 
-    void close(asio::error_code&)
-    {
-        if (outer_) // was not moved from
-            outer_->abort();
-    }
+    void close(asio::error_code&) { outer_->abort(); }
 
 private:
     template <typename Coroutine>
@@ -181,12 +173,10 @@ asio::awaitable<std::pair<stream_reader, stream_writer>> start_inner_tls(std::sh
     outside->check_epoch();
     const std::shared_ptr<connection> outer = outside->connection();
     outer->check_inner();
-    Stream stream(outer, make_handles(outer, outer->epoch() + 1));
+    Stream stream(outer, make_handles(outer, connection::inner_epoch));
     const auto inner = std::make_shared<stream_connection<Stream>>(std::move(stream), outer->settings_inside());
     auto upgraded = make_handles(inner, inner->epoch() + 1);
-    inner->put_back(outer->received());
-    outer->begin_inner(inner);
-    co_await inner->upgrade(std::move(request));
+    co_await outer->upgrade_inner(inner, std::move(request));
     co_return upgraded;
 }
 

@@ -20,7 +20,8 @@ inline bool begins_tls_record(std::string_view bytes)
 /// Tells records from the plain text behind a close_notify, in bytes that come in pieces.
 ///
 /// TLS takes in what it is given and does not give back what it did not need. So it is given nothing behind a record that
-/// may be a close_notify, until it asks for more, and then it was none.
+/// may be a close_notify, until it asks for more, and then it was none. (One that is padded to more than `longest` is not
+/// told, nor what looks like a record behind it.)
 class record_framing
 {
 public:
@@ -52,6 +53,15 @@ public:
         return size;
     }
 
+    /// `accept`, as often as there are records.
+    std::size_t accept_all(std::string_view bytes)
+    {
+        std::size_t size = 0;
+        while (const std::size_t step = accept(bytes.substr(size)))
+            size += step;
+        return size;
+    }
+
     /// Whether what was accepted ends where a record does.
     bool is_between_records() const { return header_size_ == 0; }
 
@@ -61,8 +71,10 @@ private:
         return static_cast<unsigned char>(header_[3]) * std::size_t(256) + static_cast<unsigned char>(header_[4]);
     }
 
-    /// An alert, or in TLS 1.3 what may be one: two bytes, their type, and a tag (RFC 8446 section 5.2).
-    bool may_be_close_notify() const { return header_[0] == 0x15 || (header_[0] == 0x17 && body_size() <= 2 + 1 + 16); }
+    /// In TLS 1.3 an alert of two bytes looks like data, and may be padded (RFC 8446 sections 5.2 and 5.4).
+    bool may_be_close_notify() const { return header_[0] == 0x15 || (header_[0] == 0x17 && body_size() <= longest); }
+
+    static constexpr std::size_t longest = 64;
 
     std::array<char, 5> header_;
     std::size_t header_size_ = 0;

@@ -34,16 +34,6 @@
 namespace upgradeable_streams::detail
 {
 
-/// How many of `bytes` are TLS records, the last of which may be incomplete.
-inline std::size_t size_of_tls_records(std::string_view bytes)
-{
-    record_framing framing;
-    std::size_t size = 0;
-    while (const std::size_t step = framing.accept(bytes.substr(size)))
-        size += step;
-    return size;
-}
-
 /// Any cancellation of a read is passed on as terminal, the only one that asio::ssl::stream knows.
 inline asio::cancellation_type as_terminal(asio::cancellation_type type)
 {
@@ -240,16 +230,18 @@ struct upgrade_operation
             return state->failure;
         if (std::holds_alternative<typename State::encrypted>(state->stage))
             return errc::already_tls;
-        if (std::holds_alternative<typename State::upgrading>(state->stage))
+        if (std::holds_alternative<typename State::changing>(state->stage))
             return errc::upgrade_in_progress;
         if (!request->ssl)
             return errc::not_upgradeable;
         std::string& received = request->received;
-        if (const auto error = error_of([&] { received.insert(0, state->left_over); }))
+        if (const auto error = error_of([&] { received.insert(0, state->take_left_over()); }))
+        {
+            state->fail(error);
             return error;
-        state->left_over.clear();
+        }
         const bool may_be_tls = request->settings.role == tls_role::server && begins_tls_handshake(received);
-        const std::size_t tls_size = may_be_tls ? size_of_tls_records(received) : 0;
+        const std::size_t tls_size = may_be_tls ? record_framing().accept_all(received) : 0;
         if (tls_size < received.size())
         {
             state->keep_not_tls(std::move(request->received), tls_size);
@@ -320,6 +312,8 @@ struct shutdown_operation
                 step = refusing;
                 return asio::post(std::move(self));
             }
+            if (to_plain_text)
+                state->begin_stop();
             step = waiting;
             [[fallthrough]];
         case waiting:
@@ -435,6 +429,13 @@ struct shutdown_operation
         asio::post(std::move(self));
     }
 
+    /// Whether TLS was given what is behind the close_notify.
+    bool has_taken_too_much() const
+    {
+        return !state->tls()->is_between_records() || SSL_has_pending(state->ssl()) ||
+               BIO_ctrl_pending(SSL_get_rbio(state->ssl())) > 0;
+    }
+
     void conclude(bool cancelled)
     {
         result = as_aborted(result);
@@ -449,8 +450,10 @@ struct shutdown_operation
     {
         if (!result && !(SSL_get_shutdown(state->ssl()) & SSL_RECEIVED_SHUTDOWN))
             result = asio::ssl::error::stream_truncated;
-        if (!result && !state->tls()->is_between_records())
+        if (!result && has_taken_too_much())
             result = std::make_error_code(std::errc::protocol_error);
+        if (!result && !state->socket().lowest_layer().is_open())
+            result = asio::error::operation_aborted;
         conclude(cancelled);
         if (!result)
             result = error_of([&] { state->complete_stop(std::move(unread)); });

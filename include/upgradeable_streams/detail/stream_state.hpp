@@ -35,7 +35,8 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
 {
     using link = tls_link<Socket, TlsLayer>;
 
-    struct upgrading
+    /// Between the two others, in either direction.
+    struct changing
     {
         std::unique_ptr<link> tls;
     };
@@ -64,7 +65,7 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
     {
         if (auto* now = std::get_if<encrypted>(&stage))
             return now->tls.get();
-        if (auto* soon = std::get_if<upgrading>(&stage))
+        if (auto* soon = std::get_if<changing>(&stage))
             return soon->tls.get();
         return nullptr;
     }
@@ -108,14 +109,23 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
 
     /// The socket, while it may be used directly.
     Socket* plain() { return failure ? nullptr : std::get_if<Socket>(&stage); }
-    Socket* plain_to_read() { return left_over.empty() ? plain() : nullptr; }
+    Socket* plain_to_read() { return has_left_over() ? nullptr : plain(); }
+    bool has_left_over() const { return left_over_read < left_over.size(); }
 
     template <typename MutableBufferSequence>
     std::size_t read_left_over(const MutableBufferSequence& buffers)
     {
-        const std::size_t size = asio::buffer_copy(buffers, asio::buffer(left_over));
-        left_over.erase(0, size);
+        const std::size_t size = asio::buffer_copy(buffers, asio::buffer(left_over) + left_over_read);
+        left_over_read += size;
+        if (!has_left_over())
+            take_left_over();
         return size;
+    }
+
+    std::string take_left_over()
+    {
+        left_over.erase(0, std::exchange(left_over_read, 0));
+        return std::exchange(left_over, {});
     }
 
     /// Why a read or a write is refused.
@@ -123,7 +133,7 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
     {
         if (failure)
             return failure;
-        return std::holds_alternative<upgrading>(stage) ? make_error_code(errc::upgrade_in_progress)
+        return std::holds_alternative<changing>(stage) ? make_error_code(errc::upgrade_in_progress)
                                                         : asio::error_code();
     }
 
@@ -157,22 +167,28 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
         SSL_up_ref(ssl.get());
         auto next = std::make_unique<link>(std::move(std::get<Socket>(stage)), openssl_ptr<SSL>(ssl.get()),
                                            this->weak_from_this());
-        stage.template emplace<upgrading>(upgrading{std::move(next)});
+        stage.template emplace<changing>(changing{std::move(next)});
     }
 
     void complete_upgrade()
     {
-        auto done = std::move(std::get<upgrading>(stage).tls);
+        auto done = std::move(std::get<changing>(stage).tls);
         stage.template emplace<encrypted>(encrypted{std::move(done)});
+    }
+
+    void begin_stop()
+    {
+        auto now = std::move(std::get<encrypted>(stage).tls);
+        stage.template emplace<changing>(changing{std::move(now)});
     }
 
     /// Puts the socket in the TLS stream's place. `unread` is what came through TLS and was not read.
     void complete_stop(std::string&& unread)
     {
         left_over = std::move(unread) + tls()->take_plain_text();
-        const auto done = std::move(std::get<encrypted>(stage).tls);
+        const auto done = std::move(std::get<changing>(stage).tls);
         read_error.clear();
-        stage.template emplace<Socket>(std::move(done->socket()));
+        stage.template emplace<Socket>(done->release_socket());
     }
 
     /// Closes the stream when `timeout` has passed; `executor` is the one that the operation under way runs on.
@@ -206,12 +222,13 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
         return {error, what, X509_V_OK, not_tls};
     }
 
-    std::variant<Socket, upgrading, encrypted> stage;
+    std::variant<Socket, changing, encrypted> stage;
     tls_settings settings;
     asio::error_code failure;    ///< Why the encrypted stream can only be closed.
     asio::error_code read_error; ///< The first, which later reads repeat.
     std::string not_tls;         ///< What the peer sent where TLS had to begin.
     std::string left_over;       ///< What a stop of TLS has received for the plain stream to read.
+    std::size_t left_over_read = 0;
 };
 
 /// What an upgrade was asked for, checked when the call was made.

@@ -43,6 +43,7 @@ public:
 
     TlsLayer<write_queue<Socket>&>& layer() { return *layer_; }
     Socket& socket() { return queue_.next_layer(); }
+    Socket release_socket() { return std::move(queue_.next_layer()); }
     std::string take_first_bytes() { return queue_.take_first_bytes(); }
 
     /// Tells of bytes that the handshake is given beside what is read.
@@ -83,6 +84,15 @@ public:
 
     tls_stream<Socket>& layer() { return layer_; }
     Socket& socket() { return layer_.next_layer(); }
+
+    /// And leaves a layer that closes nothing when it goes.
+    Socket release_socket()
+    {
+        Socket released = std::move(layer_.next_layer());
+        layer_.core_.reset();
+        return released;
+    }
+
     std::string take_first_bytes() { return core().take_first_bytes(); }
 
     void skip(std::string_view) {}

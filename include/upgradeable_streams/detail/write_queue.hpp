@@ -67,10 +67,10 @@ public:
     }
 
     /// Tells of bytes from before the first read.
-    void skip(std::string_view received) { framing_.accept(received); }
+    void skip(std::string_view received) { framing_.accept_all(received); }
 
     /// The plain text that came with the last record.
-    std::string take_plain_text() { return std::exchange(rest_, {}); }
+    std::string take_plain_text() { return std::exchange(rest_, {}).substr(std::exchange(rest_begin_, 0)); }
 
     /// Whether what was read ends where a record does.
     bool is_between_records() const { return framing_.is_between_records(); }
@@ -205,12 +205,12 @@ private:
     template <typename MutableBufferSequence>
     std::size_t take_rest(const MutableBufferSequence& buffers)
     {
-        const std::string_view next = std::string_view(rest_).substr(0, asio::buffer_size(buffers));
+        const std::string_view next = std::string_view(rest_).substr(rest_begin_, asio::buffer_size(buffers));
         const std::size_t records = framing_.accept(next);
         const std::size_t size = asio::buffer_copy(buffers, asio::buffer(next, records > 0 ? records : next.size()));
-        rest_.erase(0, size);
-        if (rest_.empty())
-            rest_ = {};
+        rest_begin_ += size;
+        if (rest_begin_ == rest_.size())
+            take_plain_text();
         return size;
     }
 
@@ -260,7 +260,8 @@ private:
     bool keep_first_bytes_ = false;
     std::string first_bytes_;
     record_framing framing_;
-    std::string rest_;
+    std::string rest_; ///< From rest_begin_ on, received and not yet given.
+    std::size_t rest_begin_ = 0;
 };
 
 } // namespace upgradeable_streams::detail
