@@ -8,6 +8,7 @@
 #include <upgradeable_streams/channel_binding.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/open_connection.hpp>
+#include <upgradeable_streams/server_name.hpp>
 #include <upgradeable_streams/start_server.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
 #include <upgradeable_streams/stream_writer.hpp>

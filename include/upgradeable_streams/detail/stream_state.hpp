@@ -199,7 +199,7 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
             what += ": the peer's certificate is not accepted";
             if (settings.role == tls_role::client)
                 what += " for \"" + settings.server_hostname + "\"";
-            what += std::string(" (") + X509_verify_cert_error_string(verify_result) + ")";
+            what += std::string(" (") + verify_result_text(ssl(), verify_result) + ")";
         }
         return {error, what, verify_result, not_tls};
     }
@@ -219,7 +219,7 @@ struct upgrade_request
     {
         settings.apply(options);
         if (plain && settings.context)
-            ssl = settings.make_ssl();
+            ssl = settings.make_resuming_ssl();
     }
 
     tls_settings settings;
