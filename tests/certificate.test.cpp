@@ -4,9 +4,13 @@
 #include "support/certificates.hpp"
 #include "support/openssl.hpp"
 
+#include <openssl/evp.h>
 #include <openssl/pem.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cstddef>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <vector>
@@ -83,6 +87,24 @@ TEST_CASE("certificate: a name with a NUL in it is told whole, not up to the NUL
     const std::string name("good.test\0.evil.test", 20);
     const auto certificate = load(test::authority().issue({.common_name = "test", .dns_names = {name}}));
     CHECK(certificate.subject_alt_names() == names{"DNS:" + name});
+}
+
+TEST_CASE("certificate: public_key_pin is the base64 of the SHA-256 hash of the SubjectPublicKeyInfo")
+{
+    const auto issued = test::authority().issue({.common_name = "host.test"});
+    const auto certificate = load(issued);
+    unsigned char* der = nullptr;
+    const int size = i2d_PUBKEY(X509_get0_pubkey(certificate.native_handle()), &der);
+    const us::detail::openssl_ptr<unsigned char> owner(der);
+    unsigned char hash[33] = {};
+    REQUIRE(EVP_Digest(der, std::size_t(size), hash, nullptr, EVP_sha256(), nullptr));
+    unsigned char decoded[33] = {};
+    const std::string pin = certificate.public_key_pin();
+    REQUIRE(pin.size() == 44);
+    CHECK(EVP_DecodeBlock(decoded, reinterpret_cast<const unsigned char*>(pin.data()), 44) == 33);
+    CHECK(std::equal(std::begin(hash), std::end(hash), std::begin(decoded)));
+    CHECK(pin == load(issued).public_key_pin());
+    CHECK(pin != load(test::localhost_certificate()).public_key_pin());
 }
 
 TEST_CASE("certificate: copies share the X509, which lasts as long as one of them")

@@ -924,6 +924,7 @@ static_assert(std::is_same_v<extra_info_t<"version">, std::optional<std::string>
 static_assert(std::is_same_v<extra_info_t<"alpn_protocol">, std::optional<std::string>>);
 static_assert(std::is_same_v<extra_info_t<"cipher">, std::optional<us::cipher_info>>);
 static_assert(std::is_same_v<extra_info_t<"peercert">, std::optional<us::certificate>>);
+static_assert(std::is_same_v<extra_info_t<"session_reused">, std::optional<bool>>);
 
 } // namespace
 

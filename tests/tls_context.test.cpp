@@ -1,4 +1,5 @@
 #include <upgradeable_streams/tls_context.hpp>
+#include <upgradeable_streams/tls_stream.hpp>
 #include <upgradeable_streams/upgradeable_stream.hpp>
 
 #include "support/catch.hpp"
@@ -6,12 +7,14 @@
 #include "support/openssl.hpp"
 #include "support/raw_peer.hpp"
 #include "support/run.hpp"
+#include "support/ssl_pair.hpp"
 #include "support/temporary_directory.hpp"
 #include "support/thread.hpp"
 
 #include <asio/ip/tcp.hpp>
 #include <asio/read.hpp>
 #include <asio/redirect_error.hpp>
+#include <asio/ssl/stream.hpp>
 #include <asio/use_awaitable.hpp>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
@@ -19,6 +22,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <chrono>
+#include <cstddef>
 #include <cstdlib>
 #include <fstream>
 #include <functional>
@@ -29,6 +34,7 @@
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 namespace us = upgradeable_streams;
 using asio::ip::tcp;
@@ -345,6 +351,28 @@ resumption resume(asio::ssl::context& server, SSL_CTX* client, SSL_SESSION* sess
 
 } // namespace
 
+namespace
+{
+
+/// A client of the library and a server in memory, before their handshake.
+test::ssl_pair meeting(asio::ssl::context& client, asio::ssl::context& server, std::string_view name = "localhost")
+{
+    us::detail::tls_settings settings({.ssl = &client, .server_hostname = name});
+    return {settings.make_resuming_ssl().release(), SSL_new(server.native_handle())};
+}
+
+bool is_resumed(const test::ssl_pair& pair)
+{
+    return SSL_session_reused(pair.client());
+}
+
+test::openssl_ptr<X509_STORE, X509_STORE_free> empty_store()
+{
+    return test::openssl_ptr<X509_STORE, X509_STORE_free>(X509_STORE_new());
+}
+
+} // namespace
+
 TEST_CASE("create_server_context: a client with a certificate can resume its session, and is still known")
 {
     const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
@@ -379,6 +407,493 @@ TEST_CASE("create_server_context: the session id context is unique to the contex
     CHECK(!first.session_id_context.empty());
     CHECK(first.session_id_context == again.session_id_context);
     CHECK(first.session_id_context != other.session_id_context);
+}
+
+TEST_CASE("create_server_context: a session without the client certificate that is demanded now is not resumed")
+{
+    const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    auto options = localhost();
+    options.client_ca_file = ca_file();
+    options.require_client_certificate = false;
+    auto server = us::create_server_context(options);
+    auto client = us::create_client_context({.ca_file = ca_file(), .max_sessions = 8});
+    SSL_CTX_set_max_proto_version(client.native_handle(), version);
+    auto pair = meeting(client, server);
+    REQUIRE(pair.connect());
+    auto again = meeting(client, server);
+    REQUIRE(again.connect());
+    CHECK(is_resumed(again));
+
+    server.set_verify_mode(asio::ssl::verify_peer | asio::ssl::verify_fail_if_no_peer_cert);
+    auto demanded = meeting(client, server);
+    CHECK(!demanded.connect());
+    CHECK_THAT(demanded.server_error(), test::contains("peer did not return a certificate"));
+}
+
+TEST_CASE("create_server_context: a session with a client certificate that has expired is not resumed")
+{
+    const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    auto options = localhost();
+    options.client_ca_file = ca_file();
+    auto server = us::create_server_context(options);
+    server.set_verify_callback([](bool, asio::ssl::verify_context&) { return true; });
+    for (const std::chrono::days until : {std::chrono::days(1), std::chrono::days(-1)})
+    {
+        const auto issued = test::authority().issue(
+            {.common_name = "c", .valid_from = std::chrono::days(-2), .valid_until = until, .client_auth = true});
+        auto client =
+            us::create_client_context({.ca_file = ca_file(), .identity = identity_of(issued), .max_sessions = 8});
+        SSL_CTX_set_max_proto_version(client.native_handle(), version);
+        for (const bool expected : {false, until.count() > 0})
+        {
+            auto pair = meeting(client, server);
+            REQUIRE(pair.connect());
+            CHECK(is_resumed(pair) == expected);
+        }
+    }
+}
+
+// Sessions that a client keeps
+
+TEST_CASE("max_sessions: without it nothing is resumed, with it a session is, and both ends tell the same of it")
+{
+    const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    auto options = localhost();
+    options.client_ca_file = ca_file();
+    auto server = us::create_server_context(options);
+    for (const std::size_t most : {0u, 1u})
+    {
+        auto client = us::create_client_context(
+            {.ca_file = ca_file(), .identity = identity_of(test::client_certificate()), .max_sessions = most});
+        SSL_CTX_set_max_proto_version(client.native_handle(), version);
+        for (int i = 0; i < 3; ++i)
+        {
+            auto pair = meeting(client, server);
+            REQUIRE(pair.connect());
+            // what TLS 1.2 resumes is put back by the operation that has shaken hands
+            const bool expected = most > 0 && (version == TLS1_3_VERSION ? i > 0 : i == 1);
+            const us::tls_session at_client(pair.client());
+            const us::tls_session at_server(pair.server());
+            CHECK(at_client.session_reused == expected);
+            CHECK(at_server.session_reused == expected);
+            CHECK(at_client.peer_certificate.value().subject() == "CN=localhost");
+            CHECK(at_server.peer_certificate.value().subject() == "CN=test client");
+            CHECK(at_client.verify_result == X509_V_OK);
+            CHECK(at_server.verify_result == X509_V_OK);
+        }
+    }
+}
+
+TEST_CASE("max_sessions: a session is for one connection, and of several each is used")
+{
+    auto server = us::create_server_context(localhost());
+    SSL_CTX_set_num_tickets(server.native_handle(), 3);
+    auto client = us::create_client_context({.ca_file = ca_file(), .max_sessions = 8});
+    auto first = meeting(client, server);
+    REQUIRE(first.connect());
+    std::vector<test::ssl_pair> at_once;
+    for (int i = 0; i < 4; ++i)
+        at_once.push_back(meeting(client, server));
+    for (int i = 0; i < 4; ++i)
+    {
+        REQUIRE(at_once[std::size_t(i)].connect());
+        CHECK(is_resumed(at_once[std::size_t(i)]) == (i < 3));
+    }
+}
+
+TEST_CASE("max_sessions: a session whose handshake failed is not tried again")
+{
+    const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    auto server = us::create_server_context(localhost());
+    auto client = us::create_client_context({.ca_file = ca_file(), .max_sessions = 8});
+    SSL_CTX_set_max_proto_version(client.native_handle(), version);
+    auto first = meeting(client, server);
+    REQUIRE(first.connect());
+    {
+        auto cut_off = meeting(client, server);
+        cut_off.step_client();
+    }
+    auto next = meeting(client, server);
+    REQUIRE(next.connect());
+    CHECK(!is_resumed(next));
+}
+
+TEST_CASE("max_sessions: sessions are not shared across contexts or names, and none is kept without a name")
+{
+    const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    auto server = us::create_server_context(localhost());
+    auto client = us::create_client_context({.ca_file = ca_file(), .max_sessions = 8});
+    auto other = us::create_client_context({.ca_file = ca_file(), .max_sessions = 8});
+    for (asio::ssl::context* const each : {&client, &other})
+        SSL_CTX_set_max_proto_version(each->native_handle(), version);
+    const auto resumed = [&](asio::ssl::context& from, std::string_view name)
+    {
+        auto pair = meeting(from, server, name);
+        REQUIRE(pair.connect());
+        return is_resumed(pair);
+    };
+    CHECK(!resumed(client, "localhost"));
+    CHECK(!resumed(other, "localhost"));
+    CHECK(!resumed(client, "127.0.0.1"));
+    CHECK(!resumed(client, "::1"));
+    CHECK(resumed(client, "localhost"));
+    CHECK(resumed(client, "127.0.0.1"));
+    CHECK(resumed(client, "[::1]"));
+    CHECK(resumed(other, "localhost."));
+
+    auto trusting = us::create_client_context({.verify_peer = false, .max_sessions = 8});
+    CHECK(!resumed(trusting, ""));
+    CHECK(!resumed(trusting, ""));
+    CHECK(!resumed(trusting, "localhost"));
+    CHECK(resumed(trusting, "localhost"));
+}
+
+TEST_CASE("max_sessions: when it is reached, a name's own oldest session goes, else the oldest of all")
+{
+    auto server = us::create_server_context(localhost());
+    SSL_CTX_set_num_tickets(server.native_handle(), 5);
+    auto client = us::create_client_context({.verify_peer = false, .max_sessions = 3});
+    const auto keep = [&](std::string_view name)
+    {
+        auto pair = meeting(client, server, name);
+        REQUIRE(pair.connect());
+        return is_resumed(pair);
+    };
+    keep("a.test"); // five come, three stay
+    SSL_CTX_set_num_tickets(server.native_handle(), 1);
+    keep("b.test");
+    SSL_CTX_set_num_tickets(server.native_handle(), 5);
+    keep("c.test"); // of five one stays
+    SSL_CTX_set_num_tickets(server.native_handle(), 0);
+    for (const std::string_view name : {"a.test", "b.test", "c.test"})
+    {
+        CHECK(keep(name));
+        CHECK(!keep(name));
+    }
+}
+
+TEST_CASE("max_sessions: a session that has expired is not offered")
+{
+    us::detail::session_cache cache(8);
+    for (const long timeout : {100, 0})
+    {
+        us::detail::openssl_ptr<SSL_SESSION> session(SSL_SESSION_new());
+        SSL_SESSION_set_timeout(session.get(), timeout);
+        cache.put("a.test", std::move(session));
+    }
+    CHECK(SSL_SESSION_get_timeout(cache.take("a.test").get()) == 100);
+    CHECK(!cache.take("a.test"));
+}
+
+TEST_CASE("max_sessions: a server of TLS 1.2 that keeps the sessions itself knows them again")
+{
+    auto server = us::create_server_context(localhost());
+    server.set_options(SSL_OP_NO_TICKET | asio::ssl::context::no_tlsv1_3);
+    SSL_CTX_set_session_cache_mode(server.native_handle(), SSL_SESS_CACHE_SERVER);
+    auto client = us::create_client_context({.ca_file = ca_file(), .max_sessions = 8});
+    for (const bool expected : {false, true})
+    {
+        auto pair = meeting(client, server);
+        REQUIRE(pair.connect());
+        CHECK(is_resumed(pair) == expected);
+        pair.shut_down();
+    }
+}
+
+TEST_CASE("max_sessions: a server that does not know the session is verified in full")
+{
+    const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    auto server = us::create_server_context(localhost());
+    auto other = us::create_server_context(localhost());
+    const auto impostor_files =
+        test::unrelated_authority().issue({.common_name = "impostor", .dns_names = {"localhost"}});
+    auto impostor = us::create_server_context({.identity = identity_of(impostor_files)});
+    auto client = us::create_client_context({.ca_file = ca_file(), .max_sessions = 8});
+    SSL_CTX_set_max_proto_version(client.native_handle(), version);
+    auto first = meeting(client, server);
+    REQUIRE(first.connect());
+    auto full = meeting(client, other);
+    REQUIRE(full.connect());
+    CHECK(!is_resumed(full));
+    auto refused = meeting(client, impostor);
+    CHECK(!refused.connect());
+    CHECK_THAT(refused.client_error(), test::contains("certificate verify failed"));
+}
+
+TEST_CASE("max_sessions: what a context has come to demand is demanded of a resumed session's server too")
+{
+    const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    auto server = us::create_server_context(localhost());
+    const auto refused_after = [&](const std::function<void(asio::ssl::context&)>& change)
+    {
+        auto client = us::create_client_context({.ca_file = ca_file(), .max_sessions = 8});
+        SSL_CTX_set_max_proto_version(client.native_handle(), version);
+        auto first = meeting(client, server);
+        REQUIRE(first.connect());
+        change(client);
+        auto second = meeting(client, server);
+        const bool connected = second.connect();
+        CHECK(is_resumed(second) == connected);
+        if (!connected)
+            CHECK_THAT(second.client_error(), test::contains("certificate verify failed"));
+        return !connected;
+    };
+    CHECK(!refused_after([](asio::ssl::context&) {}));
+    CHECK(refused_after([](asio::ssl::context& c)
+                        { c.set_verify_callback([](bool, asio::ssl::verify_context&) { return false; }); }));
+    CHECK(refused_after([](asio::ssl::context& c) { SSL_CTX_set_cert_store(c.native_handle(), X509_STORE_new()); }));
+    CHECK(refused_after([](asio::ssl::context& c)
+                        { SSL_CTX_set1_verify_cert_store(c.native_handle(), empty_store().get()); }));
+    CHECK(refused_after([](asio::ssl::context& c) // a date on which the certificate has expired
+                        { X509_VERIFY_PARAM_set_time(SSL_CTX_get0_param(c.native_handle()), 4'000'000'000); }));
+
+    auto client = us::create_client_context({.ca_file = ca_file(), .max_sessions = 8});
+    const std::string unrelated = test::unrelated_authority().ca_file();
+    auto mistrusting = us::create_client_context({.ca_file = unrelated, .max_sessions = 8});
+    for (asio::ssl::context* const each : {&client, &mistrusting})
+    {
+        SSL_CTX_set_max_proto_version(each->native_handle(), version);
+        each->set_verify_mode(asio::ssl::verify_none);
+        auto unverified = meeting(*each, server);
+        REQUIRE(unverified.connect());
+        each->set_verify_mode(asio::ssl::verify_peer);
+    }
+    auto verified = meeting(client, server);
+    REQUIRE(verified.connect());
+    CHECK(is_resumed(verified));
+    CHECK(!meeting(mistrusting, server).connect());
+    mistrusting.set_verify_mode(asio::ssl::verify_none);
+    CHECK(meeting(mistrusting, server).connect());
+    mistrusting.set_verify_mode(asio::ssl::verify_peer);
+    mistrusting.load_verify_file(ca_file());
+    auto trusting = meeting(mistrusting, server);
+    REQUIRE(trusting.connect());
+    CHECK(is_resumed(trusting));
+    CHECK(SSL_get_verify_result(trusting.client()) == X509_V_OK);
+}
+
+TEST_CASE("max_sessions: a server of another mind about ALPN refuses a session as it refuses a client")
+{
+    auto options = localhost();
+    options.alpn_protocols = "imap";
+    auto server = us::create_server_context(options);
+    auto client = us::create_client_context({.ca_file = ca_file(), .alpn_protocols = "imap", .max_sessions = 8});
+    auto first = meeting(client, server);
+    REQUIRE(first.connect());
+    auto second = meeting(client, server);
+    REQUIRE(second.connect());
+    CHECK(is_resumed(second));
+    CHECK(us::tls_session(second.client()).alpn_protocol == "imap");
+    SSL_CTX_set_alpn_protos(client.native_handle(), reinterpret_cast<const unsigned char*>("\x04pop3"), 5);
+    auto third = meeting(client, server);
+    CHECK(!third.connect());
+    CHECK_THAT(third.client_error(), test::contains("no application protocol"));
+}
+
+// Public key pins
+
+namespace
+{
+
+std::string pin_of(const std::string& file)
+{
+    const test::openssl_ptr<BIO, BIO_free_all> in(BIO_new_file(file.c_str(), "r"));
+    const test::openssl_ptr<X509, X509_free> x509(PEM_read_bio_X509(in.get(), nullptr, nullptr, nullptr));
+    return us::certificate(test::openssl_check(x509.get(), "PEM_read_bio_X509")).public_key_pin();
+}
+
+/// The second certificate of a file.
+std::string second_pin_of(const std::string& file)
+{
+    const test::openssl_ptr<BIO, BIO_free_all> in(BIO_new_file(file.c_str(), "r"));
+    X509_free(PEM_read_bio_X509(in.get(), nullptr, nullptr, nullptr));
+    const test::openssl_ptr<X509, X509_free> x509(PEM_read_bio_X509(in.get(), nullptr, nullptr, nullptr));
+    return us::certificate(test::openssl_check(x509.get(), "PEM_read_bio_X509")).public_key_pin();
+}
+
+} // namespace
+
+TEST_CASE("public_key_pins: the key of some certificate of the chain must be pinned")
+{
+    const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    const auto issued =
+        test::authority().issue({.common_name = "host", .dns_names = {"localhost"}, .by_intermediate = true});
+    auto server = us::create_server_context({.identity = identity_of(issued)});
+    const std::string leaf = pin_of(issued.certificate_file);
+    const std::string intermediate = second_pin_of(issued.certificate_file);
+    const std::string root = pin_of(ca_file());
+    const std::string other = pin_of(test::localhost_certificate().certificate_file);
+    const auto meet_with = [&](us::string_list pins)
+    {
+        auto client = us::create_client_context({.ca_file = ca_file(), .public_key_pins = pins});
+        SSL_CTX_set_max_proto_version(client.native_handle(), version);
+        return meeting(client, server);
+    };
+    for (const std::string& pin : {leaf, intermediate, root})
+    {
+        CHECK(meet_with(pin).connect());
+        CHECK(meet_with({other, pin}).connect());
+    }
+    auto refused = meet_with({other, pin_of(test::unrelated_authority().ca_file())});
+    CHECK(!refused.connect());
+    CHECK_THAT(refused.client_error(), test::contains("certificate verify failed"));
+    CHECK(SSL_get_verify_result(refused.client()) == X509_V_ERR_APPLICATION_VERIFICATION);
+    CHECK_THAT(refused.server_error(), test::contains("alert handshake failure"));
+}
+
+TEST_CASE("public_key_pins: chain and name must be right as well")
+{
+    const auto issued = test::unrelated_authority().issue({.common_name = "host", .dns_names = {"localhost"}});
+    auto stranger = us::create_server_context({.identity = identity_of(issued)});
+    const std::string strangers = pin_of(issued.certificate_file);
+    auto client = us::create_client_context({.ca_file = ca_file(), .public_key_pins = strangers});
+    auto pair = meeting(client, stranger);
+    CHECK(!pair.connect());
+    CHECK(SSL_get_verify_result(pair.client()) == X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY);
+
+    auto server = us::create_server_context(localhost());
+    const std::string pin = pin_of(test::localhost_certificate().certificate_file);
+    auto knowing = us::create_client_context({.ca_file = ca_file(), .public_key_pins = pin});
+    CHECK(meeting(knowing, server).connect());
+    auto misnamed = meeting(knowing, server, "other.test");
+    CHECK(!misnamed.connect());
+    CHECK(SSL_get_verify_result(misnamed.client()) == X509_V_ERR_HOSTNAME_MISMATCH);
+}
+
+TEST_CASE("public_key_pins: a certificate that was sent and is not of the verified chain does not count")
+{
+    auto server = us::create_server_context(localhost());
+    const std::string unrelated = test::unrelated_authority().ca_file();
+    const test::openssl_ptr<BIO, BIO_free_all> in(BIO_new_file(unrelated.c_str(), "r"));
+    REQUIRE(SSL_CTX_add_extra_chain_cert(server.native_handle(),
+                                         PEM_read_bio_X509(in.get(), nullptr, nullptr, nullptr)));
+    const std::string pin = pin_of(unrelated);
+    auto client = us::create_client_context({.ca_file = ca_file(), .public_key_pins = pin});
+    auto pair = meeting(client, server);
+    CHECK(!pair.connect());
+    CHECK(SSL_get_verify_result(pair.client()) == X509_V_ERR_APPLICATION_VERIFICATION);
+}
+
+TEST_CASE("public_key_pins: with verify_peer = false it is the server's own key, and neither chain nor name")
+{
+    const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    const auto issued =
+        test::unrelated_authority().issue({.common_name = "host", .dns_names = {"a.test"}, .by_intermediate = true});
+    auto server = us::create_server_context({.identity = identity_of(issued)});
+    const auto meet_with = [&](const std::string& pin, std::string_view name)
+    {
+        auto client = us::create_client_context({.verify_peer = false, .public_key_pins = pin, .max_sessions = 8});
+        SSL_CTX_set_max_proto_version(client.native_handle(), version);
+        bool connected = false;
+        for (int i = 0; i < 2; ++i)
+        {
+            auto pair = meeting(client, server, name);
+            connected = pair.connect();
+            CHECK(is_resumed(pair) == (connected && i > 0 && !name.empty()));
+            CHECK((SSL_get_verify_result(pair.client()) == X509_V_OK) == connected);
+        }
+        return connected;
+    };
+    for (const std::string_view name : {"", "b.test"})
+    {
+        CHECK(meet_with(pin_of(issued.certificate_file), name));
+        CHECK(!meet_with(second_pin_of(issued.certificate_file), name));
+        CHECK(!meet_with(pin_of(test::unrelated_authority().ca_file()), name));
+        CHECK(!meet_with(pin_of(test::localhost_certificate().certificate_file), name));
+    }
+}
+
+TEST_CASE("public_key_pins: a verify callback can refuse what is pinned, and not accept what is not")
+{
+    const bool with_chain = GENERATE(true, false);
+    const bool allows = GENERATE(true, false);
+    auto server = us::create_server_context(localhost());
+    const std::string own = pin_of(test::localhost_certificate().certificate_file);
+    const std::string other = pin_of(test::client_certificate().certificate_file);
+    for (const std::string& pin : {own, other})
+    {
+        us::client_context_options options{.verify_peer = with_chain, .public_key_pins = pin};
+        if (with_chain)
+            options.ca_file = ca_file();
+        auto client = us::create_client_context(options);
+        std::string seen;
+        client.set_verify_callback(
+            [&](bool, asio::ssl::verify_context& context)
+            {
+                seen = us::certificate(X509_STORE_CTX_get_current_cert(context.native_handle())).subject();
+                return allows;
+            });
+        CHECK(meeting(client, server).connect() == (allows && pin == own));
+        if (pin == own && allows)
+            CHECK(seen == "CN=localhost");
+    }
+}
+
+TEST_CASE("public_key_pins: in a chain that a verify callback has tolerated only the server's own key counts")
+{
+    const auto issued = test::unrelated_authority().issue({.common_name = "host", .dns_names = {"localhost"}});
+    auto server = us::create_server_context({.identity = identity_of(issued)});
+    const std::string unrelated = test::unrelated_authority().ca_file();
+    const test::openssl_ptr<BIO, BIO_free_all> in(BIO_new_file(unrelated.c_str(), "r"));
+    REQUIRE(SSL_CTX_add_extra_chain_cert(server.native_handle(),
+                                         PEM_read_bio_X509(in.get(), nullptr, nullptr, nullptr)));
+    for (const std::string& file : {issued.certificate_file, unrelated})
+    {
+        const std::string pin = pin_of(file);
+        auto client = us::create_client_context({.ca_file = ca_file(), .public_key_pins = pin});
+        client.set_verify_callback([](bool, asio::ssl::verify_context&) { return true; });
+        CHECK(meeting(client, server).connect() == (file == issued.certificate_file));
+    }
+}
+
+TEMPLATE_TEST_CASE("public_key_pins: a stream's own verify callback does not replace them", "",
+                   asio::ssl::stream<tcp::socket>, us::tls_stream<tcp::socket>)
+{
+    const std::string pin = pin_of((GENERATE(true, false) ? test::localhost_certificate() : test::client_certificate())
+                                       .certificate_file);
+    auto context = us::create_client_context({.ca_file = ca_file(), .public_key_pins = pin});
+    const bool is_pinned = pin == pin_of(test::localhost_certificate().certificate_file);
+    asio::io_context io;
+    test::raw_listener listener;
+    tcp::socket socket(io);
+    socket.connect(test::loopback(listener.port()));
+    auto peer = test::run_in_thread(
+        [raw = listener.accept()]() mutable -> std::string
+        {
+            try
+            {
+                raw.tls_accept(test::localhost_server());
+                return {};
+            }
+            catch (const test::failure& failure)
+            {
+                return failure.what();
+            }
+        });
+    TestType stream(std::move(socket), context);
+    stream.set_verify_callback([](bool, asio::ssl::verify_context&) { return true; });
+    asio::error_code error;
+    stream.handshake(TestType::client, error);
+    CHECK(!error == is_pinned);
+    CHECK(peer.get().empty() == is_pinned);
+}
+
+TEST_CASE("public_key_pins: what is not the base64 of 32 bytes is std::invalid_argument, and told")
+{
+    const std::string good = pin_of(ca_file());
+    const auto refused = [](const std::string& pin)
+    {
+        const us::client_context_options options{.ca_file = ca_file(), .public_key_pins = pin};
+        CHECK_THROWS_MATCHES(us::create_client_context(options), std::invalid_argument,
+                             test::message_contains("\"" + pin + "\" is no public key pin"));
+    };
+    for (const std::string& bad :
+         {""s, good.substr(0, 43), good + "=", "sha256//" + good, good.substr(0, 40) + "AAAA",
+          good.substr(0, 42) + "==", " " + good.substr(1), good.substr(0, 43) + "\n", good.substr(0, 42) + "B=",
+          std::string(44, '='), std::string(44, '-')})
+        refused(bad);
+    us::client_context_options second{.ca_file = ca_file(), .public_key_pins = {good, "x"}};
+    CHECK_THROWS_AS(us::create_client_context(second), std::invalid_argument);
 }
 
 // ALPN

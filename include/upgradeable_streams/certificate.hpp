@@ -4,13 +4,16 @@
 #define UPGRADEABLE_STREAMS_CERTIFICATE_HPP
 
 #include <asio/ip/address.hpp>
+#include <openssl/evp.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -38,6 +41,9 @@ public:
     /// The DNS names and IP addresses that the certificate is for, as in `DNS:localhost` and `IP Address:127.0.0.1`.
     std::vector<std::string> subject_alt_names() const;
 
+    /// The SHA-256 hash of the public key in base64 (RFC 7469 section 2.4), for the `public_key_pins` of clients.
+    std::string public_key_pin() const;
+
 private:
     static std::string text(const X509_NAME* name);
     static std::chrono::sys_seconds time(const ASN1_TIME* value);
@@ -52,14 +58,34 @@ struct openssl_delete
 {
     void operator()(SSL* p) const noexcept { SSL_free(p); }
     void operator()(SSL_CTX* p) const noexcept { SSL_CTX_free(p); }
+    void operator()(SSL_SESSION* p) const noexcept { SSL_SESSION_free(p); }
+    void operator()(X509_STORE_CTX* p) const noexcept { X509_STORE_CTX_free(p); }
     void operator()(GENERAL_NAMES* p) const noexcept { GENERAL_NAMES_free(p); }
     void operator()(ASN1_TIME* p) const noexcept { ASN1_TIME_free(p); }
     void operator()(BIO* p) const noexcept { BIO_free(p); }
     void operator()(unsigned char* p) const noexcept { OPENSSL_free(p); }
+    void operator()(char* p) const noexcept { OPENSSL_free(p); }
 };
 
 template <class T>
 using openssl_ptr = std::unique_ptr<T, openssl_delete>;
+
+using sha256_hash = std::array<unsigned char, 32>;
+
+inline sha256_hash sha256(const void* data, std::size_t size)
+{
+    sha256_hash hash;
+    if (!EVP_Digest(data, size, hash.data(), nullptr, EVP_sha256(), nullptr))
+        throw std::bad_alloc();
+    return hash;
+}
+
+inline std::string base64(const sha256_hash& hash)
+{
+    std::array<unsigned char, 45> text;
+    const int size = EVP_EncodeBlock(text.data(), hash.data(), int(hash.size()));
+    return {text.begin(), text.begin() + size};
+}
 
 } // namespace detail
 
@@ -98,6 +124,16 @@ inline std::vector<std::string> certificate::subject_alt_names() const
         }
     }
     return names;
+}
+
+inline std::string certificate::public_key_pin() const
+{
+    unsigned char* der = nullptr;
+    const int size = i2d_X509_PUBKEY(X509_get_X509_PUBKEY(x509_.get()), &der);
+    const detail::openssl_ptr<unsigned char> owner(der);
+    if (size <= 0)
+        throw std::bad_alloc();
+    return detail::base64(detail::sha256(der, std::size_t(size)));
 }
 
 inline std::string certificate::text(const X509_NAME* name)

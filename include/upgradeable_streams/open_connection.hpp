@@ -56,6 +56,9 @@ struct connection_options
     /// The name that the server's certificate must be for; the host unless given.
     std::string_view server_hostname = {};
 
+    /// As in tls_options, for the FTPS client's data connections.
+    SSL* resume_from = nullptr;
+
     /// The reader's limit on a line or record, in bytes.
     std::size_t limit = 64 * 1024;
 
@@ -115,10 +118,13 @@ namespace detail
 
 inline connection_settings make_client_settings(const connection_options& options, std::string_view default_hostname)
 {
-    if (options.server_hostname.empty())
-        return make_settings(options, options.role, default_hostname);
-    server_identity::parse(options.server_hostname);
-    return make_settings(options, options.role, options.server_hostname);
+    if (!options.server_hostname.empty())
+        server_identity::parse(options.server_hostname);
+    auto made = make_settings(options, options.role,
+                              options.server_hostname.empty() ? default_hostname : options.server_hostname);
+    if (options.resume_from)
+        made.tls.resume(options.resume_from);
+    return made;
 }
 
 inline void refuse_tcp_options(const connection_options& options)

@@ -205,13 +205,14 @@ public:
     /// - socket: std::optional<int>, the native handle, empty once closed
     /// - sslcontext: SSL_CTX*, ssl_object: SSL*; null before the upgrade, valid while the connection is
     /// - version, alpn_protocol: std::optional<std::string>; cipher: std::optional<cipher_info>; peercert:
-    ///   std::optional<certificate>; empty before the upgrade
+    ///   std::optional<certificate>; session_reused: std::optional<bool>; empty before the upgrade
     template <extra_info_name Name>
     auto get_extra_info() const
     {
         handle_->check_epoch();
         detail::connection& c = **handle_;
-        constexpr bool of_tls = Name == "version" || Name == "cipher" || Name == "alpn_protocol" || Name == "peercert";
+        constexpr bool of_tls = Name == "version" || Name == "cipher" || Name == "alpn_protocol" ||
+                                Name == "peercert" || Name == "session_reused";
         if constexpr (Name == "peername")
             return c.peername();
         else if constexpr (Name == "sockname")
@@ -225,7 +226,7 @@ public:
         else
         {
             static_assert(of_tls, "get_extra_info knows peername, sockname, socket, sslcontext, ssl_object, version, "
-                                  "cipher, alpn_protocol and peercert");
+                                  "cipher, alpn_protocol, peercert and session_reused");
             const std::optional<tls_session> known = session();
             if constexpr (Name == "version")
                 return known ? std::optional(known->version) : std::nullopt;
@@ -235,6 +236,8 @@ public:
                 return known ? known->alpn_protocol : std::nullopt;
             else if constexpr (Name == "peercert")
                 return known ? known->peer_certificate : std::nullopt;
+            else if constexpr (Name == "session_reused")
+                return known ? std::optional(known->session_reused) : std::nullopt;
         }
     }
 

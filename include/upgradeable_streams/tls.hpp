@@ -4,7 +4,10 @@
 #define UPGRADEABLE_STREAMS_TLS_HPP
 
 #include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/alpn.hpp>
+#include <upgradeable_streams/detail/pins.hpp>
 #include <upgradeable_streams/detail/record_framing.hpp>
+#include <upgradeable_streams/detail/resumption.hpp>
 #include <upgradeable_streams/error.hpp>
 
 #include <asio/ip/address.hpp>
@@ -22,6 +25,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace upgradeable_streams
@@ -43,8 +47,16 @@ struct tls_options
     /// The client unless said otherwise.
     std::optional<tls_role> role = {};
 
-    /// The name or address that the server's certificate must be for; required of a client whose context verifies.
+    /// The name or address that the server's certificate must be for; required of a client whose context verifies it.
     std::string_view server_hostname = {};
+
+    /// A connection of this client whose session is resumed if the server still knows it, as FTPS servers demand of
+    /// data connections: `stream.native_handle()` or `get_extra_info<"ssl_object">()` of one with the same context and
+    /// server_hostname; anything else is std::invalid_argument. In TLS 1.3 it has to have read something, for what can
+    /// be resumed comes after the handshake (RFC 8446 section 4.6.1); without that the handshake is a full one.
+    ///
+    /// Concurrency and lifetime: used in the call only.
+    SSL* resume_from = nullptr;
 
     /// Bytes that the caller has received from the peer already. A server hands the beginning of a ClientHello to
     /// the handshake; anything else is errc::plaintext_injection.
@@ -101,20 +113,6 @@ struct tls_session
 namespace detail
 {
 
-/// The ALPN protocols of a context made by this library, in wire format (RFC 7301 section 3.1), kept in the SSL_CTX.
-inline int alpn_index()
-{
-    static const int index = SSL_CTX_get_ex_new_index(
-        0, nullptr, nullptr, nullptr, [](void*, void* value, CRYPTO_EX_DATA*, int, long, void*)
-        { delete static_cast<std::string*>(value); });
-    return index;
-}
-
-inline const std::string* alpn_protocols(const SSL_CTX* context)
-{
-    return static_cast<const std::string*>(SSL_CTX_get_ex_data(context, alpn_index()));
-}
-
 /// The name that a client verifies, as the caller gave it or in OpenSSL's terms.
 struct server_identity
 {
@@ -131,6 +129,7 @@ struct tls_settings
     std::shared_ptr<SSL_CTX> context;
     tls_role role = tls_role::client;
     std::string server_hostname;
+    std::shared_ptr<SSL_SESSION> session; ///< Of resume_from, until it is offered.
     std::chrono::steady_clock::duration handshake_timeout = std::chrono::seconds(60);
     std::chrono::steady_clock::duration shutdown_timeout = std::chrono::seconds(30);
     bool suppress_ragged_eofs = false;
@@ -143,6 +142,12 @@ struct tls_settings
 
     /// An SSL object that verifies the peer as the context demands. The context must not be null.
     openssl_ptr<SSL> make_ssl() const;
+
+    /// Takes the session of another connection of the same client, for the next handshake.
+    void resume(SSL* from);
+
+    /// As make_ssl, to begin a handshake with: a session of an earlier connection is offered to the server.
+    openssl_ptr<SSL> make_resuming_ssl();
 };
 
 inline void require_positive(std::chrono::steady_clock::duration timeout, const char* name)
@@ -219,6 +224,8 @@ inline server_identity server_identity::parse(std::string_view given)
 
 inline void tls_settings::apply(const tls_options& options)
 {
+    if (options.ssl || options.role || !options.server_hostname.empty())
+        session.reset();
     if (options.ssl)
         context = share(*options.ssl);
     if (options.role)
@@ -228,6 +235,8 @@ inline void tls_settings::apply(const tls_options& options)
         server_identity::parse(options.server_hostname);
         server_hostname = options.server_hostname;
     }
+    if (options.resume_from)
+        resume(options.resume_from);
     if (options.handshake_timeout)
     {
         require_positive(*options.handshake_timeout, "handshake_timeout");
@@ -250,10 +259,9 @@ inline openssl_ptr<SSL> tls_settings::make_ssl() const
     if (role == tls_role::server)
         return ssl;
 
-    const bool verifies = SSL_get_verify_mode(ssl.get()) & SSL_VERIFY_PEER;
     if (server_hostname.empty())
     {
-        if (verifies)
+        if (SSL_get_verify_mode(ssl.get()) & SSL_VERIFY_PEER && !is_known_by_key(context.get()))
             throw std::invalid_argument("server_hostname is required to verify the server's certificate; give it, or "
                                         "give a context that does not verify the peer");
         return ssl;
@@ -285,7 +293,7 @@ inline std::string refusal_of_certificate(SSL* ssl, const tls_settings& settings
     text += " is not accepted";
     if (settings.role == tls_role::client)
         text += " for \"" + settings.server_hostname + "\"";
-    text += std::string(" (") + X509_verify_cert_error_string(reason) + ")";
+    text += std::string(" (") + verify_result_text(ssl, reason) + ")";
     if (given && (reason == X509_V_ERR_HOSTNAME_MISMATCH || reason == X509_V_ERR_IP_ADDRESS_MISMATCH))
     {
         constexpr std::size_t most = 5;
@@ -297,6 +305,35 @@ inline std::string refusal_of_certificate(SSL* ssl, const tls_settings& settings
             text += " and " + std::to_string(names.size() - most) + " more";
     }
     return text;
+}
+
+inline void tls_settings::resume(SSL* from)
+{
+    const auto refuse_unless = [](bool condition, const char* what)
+    {
+        if (!condition)
+            throw std::invalid_argument(std::string("resume_from ") + what);
+    };
+    refuse_unless(role == tls_role::client, "is for clients; a server's client decides what is resumed");
+    refuse_unless(!SSL_is_server(from) && SSL_is_init_finished(from), "must be a client's connection in TLS");
+    refuse_unless(SSL_get_SSL_CTX(from) == context.get(), "must be a connection of the same context");
+    const std::string name = expected_name(from);
+    refuse_unless(!name.empty() && !server_hostname.empty() &&
+                      server_identity::parse(name).name == server_identity::parse(server_hostname).name,
+                  "must be a connection with the same server_hostname");
+    session = copy_session(SSL_get_session(from));
+}
+
+inline openssl_ptr<SSL> tls_settings::make_resuming_ssl()
+{
+    openssl_ptr<SSL> ssl = make_ssl();
+    const std::shared_ptr<SSL_SESSION> given = std::move(session);
+    openssl_ptr<SSL_SESSION> kept;
+    if (auto* const cache = context_data<session_cache>(context.get()); cache && !given)
+        kept = cache->take(expected_name(ssl.get()));
+    if (given || kept)
+        offer_session(ssl.get(), given ? given.get() : kept.get());
+    return ssl;
 }
 
 } // namespace detail

@@ -3,8 +3,11 @@
 #ifndef UPGRADEABLE_STREAMS_TLS_CONTEXT_HPP
 #define UPGRADEABLE_STREAMS_TLS_CONTEXT_HPP
 
+#include <upgradeable_streams/detail/alpn.hpp>
+#include <upgradeable_streams/detail/pins.hpp>
+#include <upgradeable_streams/detail/resumption.hpp>
+#include <upgradeable_streams/server_name.hpp>
 #include <upgradeable_streams/string_list.hpp>
-#include <upgradeable_streams/tls.hpp>
 
 #include <asio/ssl/context.hpp>
 #include <asio/ssl/error.hpp>
@@ -12,10 +15,9 @@
 #include <openssl/rand.h>
 #include <openssl/ssl.h>
 
-#include <array>
+#include <cstddef>
 #include <filesystem>
-#include <memory>
-#include <new>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -42,6 +44,16 @@ struct client_context_options
     bool verify_peer = true;       ///< False accepts any server: encryption without authentication.
     key_pair_options identity = {}; ///< The client's own, for servers that ask for one.
     string_list alpn_protocols = {};
+
+    /// When given, some certificate of the server's verified chain must have one of these keys; with verify_peer =
+    /// false the server's own certificate, of which nothing else is verified, neither chain nor name. Each is the
+    /// base64 of a SHA-256 hash: certificate::public_key_pin, the value of a pin-sha256 (RFC 7469 section 2.4).
+    string_list public_key_pins = {};
+
+    /// How many sessions the context keeps for later connections to the same server_hostname, each for one of them. The
+    /// server's certificate is verified anew before its session is offered. None unless asked for: by its session the
+    /// server, and in TLS 1.2 whoever listens, can tell a client again.
+    std::size_t max_sessions = 0;
 };
 
 struct server_context_options
@@ -50,6 +62,15 @@ struct server_context_options
     std::string_view client_ca_file = {}; ///< PEM file; when given, clients are asked for a certificate of these.
     bool require_client_certificate = true; ///< With client_ca_file: refuse clients without one.
     string_list alpn_protocols = {};        ///< In order of preference.
+
+    /// Contexts for clients that ask for a name (SNI). What such a context demands holds in place of this one's
+    /// demands: client certificates, ALPN, versions; only the groups of the key exchange are this one's. A session is
+    /// resumed under no other name.
+    std::span<const named_context> contexts_by_name = {};
+
+    /// Refuse clients that ask for no name, or for one that is neither among contexts_by_name nor in the certificate of
+    /// `identity`, which they are shown otherwise. So nobody can lead them here in another server's place (ALPACA).
+    bool refuse_unknown_names = false;
 };
 
 static_assert(std::is_trivially_destructible_v<key_pair_options>);
@@ -66,8 +87,9 @@ inline asio::ssl::context create_client_context(const client_context_options& op
 
 /// A context for servers.
 ///
-/// As create_client_context, with the server's order of preference, and one session ticket for each connection. A
-/// client that offers ALPN protocols of which none is in `alpn_protocols` is refused (RFC 7301 section 3.2).
+/// As create_client_context, with the server's order of preference, and one session ticket for each connection, which
+/// is good while the client's certificate is. A client that offers ALPN protocols of which none is in `alpn_protocols`
+/// is refused (RFC 7301 section 3.2).
 ///
 /// Errors: std::system_error that names the file and the reason, also when the private key does not fit the
 /// certificate or can be read by others; std::invalid_argument for a wrong option.
@@ -159,42 +181,6 @@ inline void load_key_pair(SSL_CTX* context, const key_pair_options& options)
         throw_openssl_error(quoted("private key file", key) + " for " + quoted("certificate", certificate));
 }
 
-/// RFC 7301 section 3.1: each name with its length in front.
-inline std::string alpn_wire_format(const string_list& protocols)
-{
-    std::string wire;
-    for (std::size_t i = 0; i < protocols.size(); ++i)
-    {
-        if (protocols[i].empty() || protocols[i].size() > 255)
-            throw std::invalid_argument("an ALPN protocol has 1 to 255 bytes");
-        wire.push_back(static_cast<char>(protocols[i].size()));
-        wire.append(protocols[i]);
-    }
-    return wire;
-}
-
-inline void set_alpn_protocols(SSL_CTX* context, const string_list& protocols)
-{
-    if (protocols.empty())
-        return;
-    auto wire = std::make_unique<std::string>(alpn_wire_format(protocols));
-    if (!SSL_CTX_set_ex_data(context, alpn_index(), wire.get()))
-        throw std::bad_alloc();
-    wire.release();
-}
-
-inline int select_alpn_protocol(SSL* ssl, const unsigned char** out, unsigned char* size, const unsigned char* offered,
-                                unsigned offered_size, void*)
-{
-    const std::string& own = *alpn_protocols(SSL_get_SSL_CTX(ssl));
-    unsigned char* chosen = nullptr;
-    const int result =
-        SSL_select_next_proto(&chosen, size, reinterpret_cast<const unsigned char*>(own.data()),
-                              static_cast<unsigned>(own.size()), offered, offered_size);
-    *out = chosen;
-    return result == OPENSSL_NPN_NEGOTIATED ? SSL_TLSEXT_ERR_OK : SSL_TLSEXT_ERR_ALERT_FATAL;
-}
-
 } // namespace detail
 
 inline asio::ssl::context create_client_context(const client_context_options& options)
@@ -218,12 +204,14 @@ inline asio::ssl::context create_client_context(const client_context_options& op
     }
     else if (!options.ca_file.empty())
         throw std::invalid_argument("ca_file makes no sense with verify_peer = false");
-
-    detail::set_alpn_protocols(handle, options.alpn_protocols);
-    if (const std::string* wire = detail::alpn_protocols(handle))
-        if (SSL_CTX_set_alpn_protos(handle, reinterpret_cast<const unsigned char*>(wire->data()),
-                                    static_cast<unsigned>(wire->size())) != 0)
-            throw std::bad_alloc();
+    if (!options.public_key_pins.empty())
+    {
+        detail::pin_public_keys(handle, options.public_key_pins, options.verify_peer);
+        context.set_verify_mode(asio::ssl::verify_peer);
+    }
+    if (options.max_sessions > 0)
+        detail::keep_sessions(handle, options.max_sessions);
+    detail::offer_alpn_protocols(handle, options.alpn_protocols);
     return context;
 }
 
@@ -234,12 +222,12 @@ inline asio::ssl::context create_server_context(const server_context_options& op
     detail::set_safe_defaults(handle);
     detail::load_key_pair(handle, options.identity);
 
-    std::array<unsigned char, 32> session_id_context;
-    static_assert(session_id_context.size() <= SSL_MAX_SID_CTX_LENGTH);
+    detail::sha256_hash session_id_context;
     if (RAND_bytes(session_id_context.data(), int(session_id_context.size())) != 1)
         detail::throw_openssl_error("random number generator");
     SSL_CTX_set_session_id_context(handle, session_id_context.data(), unsigned(session_id_context.size()));
     SSL_CTX_set_num_tickets(handle, 1);
+    detail::resume_from_tickets(handle);
 
     if (!options.client_ca_file.empty())
     {
@@ -255,9 +243,10 @@ inline asio::ssl::context create_server_context(const server_context_options& op
                                     : asio::ssl::verify_peer);
     }
 
-    detail::set_alpn_protocols(handle, options.alpn_protocols);
-    if (!options.alpn_protocols.empty())
-        SSL_CTX_set_alpn_select_cb(handle, detail::select_alpn_protocol, nullptr);
+    detail::select_alpn_protocols(handle, options.alpn_protocols);
+    if (!options.contexts_by_name.empty() || options.refuse_unknown_names)
+        detail::choose_contexts_by_name(handle, session_id_context, options.contexts_by_name,
+                                        options.refuse_unknown_names);
     return context;
 }
 

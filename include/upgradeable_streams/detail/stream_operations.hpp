@@ -270,8 +270,9 @@ struct upgrade_operation
         const unsigned char* protocol = nullptr;
         unsigned size = 0;
         SSL_get0_alpn_selected(state->ssl(), &protocol, &size);
-        if (size == 0 && state->settings.role == tls_role::client && alpn_protocols(SSL_get_SSL_CTX(state->ssl())))
+        if (size == 0 && state->settings.role == tls_role::client && has_alpn_protocols(state->ssl()))
             return errc::alpn_not_agreed;
+        put_back_session(state->ssl());
         return {};
     }
 };

@@ -239,7 +239,7 @@ struct upgrade_request
     {
         settings.apply(options);
         if (plain && settings.context)
-            ssl = settings.make_ssl();
+            ssl = settings.make_resuming_ssl();
     }
 
     tls_settings settings;

@@ -22,12 +22,16 @@
 
 #include <sys/stat.h>
 
+using namespace std::string_literals;
+
 namespace
 {
 
 const std::string ping_server = PING_SERVER;
 const std::string ping_client = PING_CLIENT;
 const std::string one_port = ONE_PORT;
+const std::string several_certificates = SEVERAL_CERTIFICATES;
+const std::string mutual_tls = MUTUAL_TLS;
 
 using command = std::vector<std::string>;
 
@@ -35,6 +39,15 @@ command joined(command first, const command& second)
 {
     first.insert(first.end(), second.begin(), second.end());
     return first;
+}
+
+/// The port in a server's line "listening on host:port".
+std::uint16_t port_of(std::string_view line)
+{
+    std::uint16_t port = 0;
+    const std::string_view digits = line.substr(line.rfind(':') + 1);
+    std::from_chars(digits.data(), digits.data() + digits.size(), port);
+    return port;
 }
 
 /// A server, by default that of ping, on a free port of 127.0.0.1, once it listens.
@@ -49,14 +62,11 @@ public:
                      more)),
           first_line_(process_.read_line())
     {
-        const std::string_view line = first_line_;
-        const std::string_view digits = line.substr(line.rfind(':') + 1);
-        std::from_chars(digits.data(), digits.data() + digits.size(), port_);
     }
 
     const std::string& first_line() const { return first_line_; }
-    std::uint16_t port() const { return port_; }
-    test::raw_peer connect() const { return test::raw_peer::connect(test::loopback(port_)); }
+    std::uint16_t port() const { return port_of(first_line_); }
+    test::raw_peer connect() const { return test::raw_peer::connect(test::loopback(port())); }
 
     test::process::outcome stop(int signal_number = SIGTERM)
     {
@@ -67,7 +77,6 @@ public:
 private:
     test::process process_;
     std::string first_line_;
-    std::uint16_t port_ = 0;
 };
 
 command client_of(std::uint16_t port, const std::string& ca_file = test::authority().ca_file(),
@@ -438,6 +447,70 @@ TEST_CASE("ping: a port that is taken, or where nobody listens, is told in one s
     CHECK(client.status == 1);
     CHECK(is_one_sentence(client.errors, "ping_client"));
     CHECK_THAT(client.errors, test::contains(address));
+}
+
+TEST_CASE("several_certificates: openssl s_client is shown the certificate of the name that it asks for")
+{
+    const auto mail = test::authority().issue({.common_name = "mail", .dns_names = {"mail.test"}});
+    const auto other = test::authority().issue({.common_name = "other", .dns_names = {"a.test"}});
+    const auto& own = test::localhost_certificate();
+    test::process server({several_certificates, "0", own.certificate_file, own.key_file, "mail.test",
+                          mail.certificate_file, mail.key_file, "*.test", other.certificate_file, other.key_file});
+    const std::string address = "localhost:" + std::to_string(port_of(server.read_line()));
+    for (const auto& [name, common_name] :
+         {std::pair("mail.test", "mail"), {"a.test", "other"}, {"localhost", "localhost"}, {"elsewhere", "localhost"}})
+    {
+        const auto client = test::run_process(
+            joined(test::words("openssl s_client -ign_eof -connect " + address), {"-servername", name}));
+        INFO(name << "\n" << client.output << client.errors);
+        CHECK_THAT(client.output, test::contains("subject=CN = "s + common_name + "\n"));
+        CHECK_THAT(client.output, test::contains("You have asked for "s + name + "\n"));
+    }
+    server.send_signal(SIGTERM);
+    const auto stopped = server.wait();
+    CHECK(stopped.status == 0);
+    CHECK(stopped.errors.empty());
+}
+
+TEST_CASE("mutual_tls: a client is greeted by its certificate's subject, and told why it is refused without one")
+{
+    const auto& own = test::localhost_certificate();
+    const auto& clients = test::client_certificate();
+    const std::string ca_file = test::authority().ca_file();
+    test::process server({mutual_tls, "server", "0", ca_file, own.certificate_file, own.key_file});
+    const std::string port = std::to_string(port_of(server.read_line()));
+    const auto greeted =
+        test::run_process({mutual_tls, "client", port, ca_file, clients.certificate_file, clients.key_file});
+    CHECK(greeted.status == 0);
+    CHECK(greeted.output == "Hello, CN=test client\n");
+    CHECK(greeted.errors.empty());
+    const auto refused = test::run_process({mutual_tls, "client", port, ca_file});
+    CHECK(refused.status == 1);
+    CHECK(is_one_sentence(refused.errors, "mutual_tls"));
+    CHECK_THAT(refused.errors, test::contains("certificate required"));
+    server.send_signal(SIGINT);
+    const auto stopped = server.wait();
+    CHECK(stopped.status == 0);
+    CHECK_THAT(stopped.errors, test::contains("peer did not return a certificate"));
+}
+
+TEST_CASE("several_certificates, mutual_tls: --help tells how to call them, and a wrong call is one sentence")
+{
+    for (const auto& [program, name] :
+         {std::pair(several_certificates, "several_certificates"s), {mutual_tls, "mutual_tls"s}})
+    {
+        const auto help = test::run_process({program, "--help"});
+        CHECK(help.status == 0);
+        CHECK(help.errors.empty());
+        CHECK_THAT(help.output, test::starts_with("usage: " + name + " "));
+        for (const command& bad :
+             {command{program}, {program, "x"}, {program, "client", "1", "2", "3"}, {program, "0", "1", "2"}})
+        {
+            const auto outcome = test::run_process(bad);
+            CHECK(outcome.status == 1);
+            CHECK(is_one_sentence(outcome.errors, name));
+        }
+    }
 }
 
 TEST_CASE("one_port: TLS, plain text and upgrades are served on one port, and each client is told what it has")

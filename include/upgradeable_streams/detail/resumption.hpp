@@ -1,0 +1,198 @@
+/// @file
+/// Which sessions are resumed.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_RESUMPTION_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_RESUMPTION_HPP
+
+#include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/context_data.hpp>
+#include <upgradeable_streams/detail/pins.hpp>
+
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <mutex>
+#include <new>
+#include <ranges>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace upgradeable_streams::detail
+{
+
+/// The sessions that a client's context keeps, by the name of the server.
+///
+/// Each is for one connection: of TLS 1.3 so that nobody who listens can tell that two are of one client (RFC 8446
+/// appendix C.4), of TLS 1.2 lest one with which handshakes fail is tried for ever.
+///
+/// Concurrency: one thread at a time gets in.
+class session_cache
+{
+public:
+    explicit session_cache(std::size_t capacity) : capacity_(capacity) {}
+
+    /// When there is no room the name's own oldest session goes, else the oldest of all.
+    void put(std::string name, openssl_ptr<SSL_SESSION> session)
+    {
+        const auto expiry = clock::now() + lifetime(session.get());
+        const std::lock_guard lock(mutex_);
+        if (entries_.size() >= capacity_)
+        {
+            const auto own = std::ranges::find(entries_, name, &entry::name);
+            entries_.erase(own != entries_.end() ? own : entries_.begin());
+        }
+        entries_.push_back({std::move(name), std::move(session), expiry});
+    }
+
+    /// Takes out the newest session that has not expired; null when there is none.
+    openssl_ptr<SSL_SESSION> take(std::string_view name)
+    {
+        const std::lock_guard lock(mutex_);
+        std::erase_if(entries_, [now = clock::now()](const entry& e) { return e.expiry <= now; });
+        const auto backwards = std::views::reverse(entries_);
+        const auto found = std::ranges::find(backwards, name, &entry::name);
+        if (found == backwards.end())
+            return nullptr;
+        auto session = std::move(found->session);
+        entries_.erase(found.base() - 1);
+        return session;
+    }
+
+private:
+    using clock = std::chrono::system_clock;
+
+    struct entry
+    {
+        std::string name;
+        openssl_ptr<SSL_SESSION> session;
+        clock::time_point expiry;
+    };
+
+    static std::chrono::seconds lifetime(const SSL_SESSION* session)
+    {
+        constexpr std::chrono::seconds longest = std::chrono::days(7); // RFC 8446 section 4.6.1
+        const std::chrono::seconds own(SSL_SESSION_get_timeout(session));
+        const std::chrono::seconds hint(SSL_SESSION_get_ticket_lifetime_hint(session));
+        return std::min({longest, own, hint.count() > 0 ? hint : longest});
+    }
+
+    std::mutex mutex_;
+    std::vector<entry> entries_; ///< In the order in which they came.
+    std::size_t capacity_;
+};
+
+/// The name or address that the certificate of an SSL object's peer must be for; empty when there is none.
+inline std::string expected_name(SSL* ssl)
+{
+    X509_VERIFY_PARAM* const param = SSL_get0_param(ssl);
+    if (const char* host = X509_VERIFY_PARAM_get0_host(param, 0))
+        return host;
+    const openssl_ptr<char> address(X509_VERIFY_PARAM_get1_ip_asc(param));
+    return address ? address.get() : "";
+}
+
+/// A session of its own for another connection: OpenSSL marks those of connections that fail. Null when it cannot be
+/// resumed.
+inline openssl_ptr<SSL_SESSION> copy_session(const SSL_SESSION* session)
+{
+    const bool is_resumable = session && SSL_SESSION_is_resumable(session);
+    return openssl_ptr<SSL_SESSION>(is_resumable ? SSL_SESSION_dup(session) : nullptr);
+}
+
+/// Puts a client's session into the cache of its context, where there is one.
+inline int keep_session(SSL* ssl, SSL_SESSION* session)
+try
+{
+    auto* const cache = context_data<session_cache>(SSL_get_SSL_CTX(ssl));
+    std::string name = cache ? expected_name(ssl) : std::string();
+    if (!name.empty())
+        if (auto copy = copy_session(session))
+            cache->put(std::move(name), std::move(copy));
+    return 0;
+}
+catch (...) // OpenSSL cannot be thrown through
+{
+    return 0;
+}
+
+inline void keep_sessions(SSL_CTX* context, std::size_t most)
+{
+    emplace_context_data<session_cache>(context, most);
+    SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
+    SSL_CTX_sess_set_new_cb(context, keep_session);
+}
+
+/// Puts back a session of TLS 1.2, for which the server sent no new one, after a handshake that went well.
+inline void put_back_session(SSL* ssl)
+{
+    if (SSL_session_reused(ssl) && SSL_version(ssl) < TLS1_3_VERSION)
+        keep_session(ssl, SSL_get_session(ssl));
+}
+
+/// Whether the certificate of the session that an SSL object has been given would be accepted now.
+inline bool is_session_trusted(SSL* ssl)
+{
+    if (!(SSL_get_verify_mode(ssl) & SSL_VERIFY_PEER))
+        return true;
+    SSL_CTX* const context = SSL_get_SSL_CTX(ssl);
+    X509* const peer = SSL_get0_peer_certificate(ssl);
+    X509_STORE* store = nullptr;
+    SSL_CTX_get0_verify_cert_store(context, &store);
+    const openssl_ptr<X509_STORE_CTX> certificates(X509_STORE_CTX_new());
+    if (!peer || !certificates ||
+        !X509_STORE_CTX_init(certificates.get(), store ? store : SSL_CTX_get_cert_store(context), peer,
+                             SSL_get_peer_cert_chain(ssl)) ||
+        !X509_STORE_CTX_set_ex_data(certificates.get(), SSL_get_ex_data_X509_STORE_CTX_idx(), ssl) ||
+        !X509_STORE_CTX_set_default(certificates.get(), "ssl_server"))
+        return false;
+    X509_VERIFY_PARAM* const param = X509_STORE_CTX_get0_param(certificates.get());
+    X509_VERIFY_PARAM_set_auth_level(param, SSL_get_security_level(ssl));
+    if (!X509_VERIFY_PARAM_set1(param, SSL_get0_param(ssl)))
+        return false;
+    if (const auto callback = SSL_get_verify_callback(ssl))
+        X509_STORE_CTX_set_verify_cb(certificates.get(), callback);
+    const auto* const pins = context_data<public_key_pins>(context);
+    const int result = pins ? pins->verify(certificates.get()) : X509_verify_cert(certificates.get());
+    SSL_set_verify_result(ssl, X509_STORE_CTX_get_error(certificates.get()));
+    return result > 0;
+}
+
+/// Offers a session to the server with which a new SSL object is to speak.
+inline void offer_session(SSL* ssl, SSL_SESSION* session)
+{
+    if (!SSL_set_session(ssl, session))
+        throw std::bad_alloc();
+    if (is_session_trusted(ssl))
+        return;
+    SSL_set_session(ssl, nullptr);
+    SSL_set_verify_result(ssl, X509_V_OK);
+}
+
+/// The rule of a server: no session without the certificate that is demanded, or with one that has expired since.
+inline SSL_TICKET_RETURN judge_ticket(SSL* ssl, SSL_SESSION* session, const unsigned char*, std::size_t,
+                                      SSL_TICKET_STATUS status, void*)
+{
+    if (status != SSL_TICKET_SUCCESS && status != SSL_TICKET_SUCCESS_RENEW)
+        return SSL_TICKET_RETURN_IGNORE_RENEW;
+    X509* const peer = SSL_SESSION_get0_peer(session);
+    const bool is_refused = peer ? X509_cmp_current_time(X509_get0_notAfter(peer)) <= 0
+                                 : (SSL_get_verify_mode(ssl) & SSL_VERIFY_FAIL_IF_NO_PEER_CERT) != 0;
+    return is_refused                           ? SSL_TICKET_RETURN_IGNORE_RENEW
+           : status == SSL_TICKET_SUCCESS_RENEW ? SSL_TICKET_RETURN_USE_RENEW
+                                                : SSL_TICKET_RETURN_USE;
+}
+
+/// Sessions are resumed from tickets alone; the server stores none.
+inline void resume_from_tickets(SSL_CTX* context)
+{
+    SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
+    SSL_CTX_set_session_ticket_cb(context, nullptr, judge_ticket, nullptr);
+}
+
+} // namespace upgradeable_streams::detail
+
+#endif

@@ -1,0 +1,257 @@
+/// @file
+/// Several contexts on one port, chosen by the name that a client asks for (RFC 6066 section 3).
+#ifndef UPGRADEABLE_STREAMS_SERVER_NAME_HPP
+#define UPGRADEABLE_STREAMS_SERVER_NAME_HPP
+
+#include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/context_data.hpp>
+#include <upgradeable_streams/tls.hpp>
+
+#include <asio/ip/address.hpp>
+#include <asio/ssl/context.hpp>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+namespace upgradeable_streams
+{
+
+/// A context for the clients that ask for a name.
+struct named_context
+{
+    /// As in `mail.example`, or `*.example` for every name with one label in the star's place; case does not matter.
+    std::string_view name = {};
+
+    /// Ownership of the SSL_CTX is shared, so the context object itself may go.
+    asio::ssl::context* ssl = nullptr;
+};
+
+static_assert(std::is_trivially_destructible_v<named_context>);
+
+namespace detail
+{
+
+/// A name in lower case and without the dot that may end it.
+inline std::string normalized_name(std::string_view name)
+{
+    if (name.ends_with('.'))
+        name.remove_suffix(1);
+    std::string normalized(name);
+    for (char& c : normalized)
+        if (c >= 'A' && c <= 'Z')
+            c = char(c - 'A' + 'a');
+    return normalized;
+}
+
+/// Kept in the SSL_CTX of a server: which SSL_CTX takes its place for which name.
+///
+/// OpenSSL asks for it before anything else that a ClientHello is for. A callback for the server name itself would come
+/// after the decision to resume a session, which could then be one of another name (CVE-2025-23419).
+class contexts_by_name
+{
+public:
+    contexts_by_name(SSL_CTX* own, const sha256_hash& session_id_context, std::span<const named_context> contexts,
+                     bool refuse_unknown)
+        : own_(own), session_id_context_(session_id_context), is_unknown_refused_(refuse_unknown)
+    {
+        for (const named_context& each : contexts)
+            add(each);
+    }
+
+    /// The SSL_CTX for a name, or for none; null when that is refused.
+    SSL_CTX* find(const std::optional<std::string>& name) const;
+
+    /// Whether what was chosen is right for the last ClientHello too. There are two when the first offers no key share
+    /// that will do, and OpenSSL does not compare them.
+    bool is_right(SSL* ssl) const;
+
+    /// Puts the SSL_CTX for the name that a ClientHello asks for in the place of the SSL object's. Returns: an alert,
+    /// or nothing.
+    std::optional<int> choose(SSL* ssl) const;
+
+private:
+    void add(const named_context& context);
+
+    SSL_CTX* own_; ///< Which this is kept in.
+    sha256_hash session_id_context_;
+    std::map<std::string, std::shared_ptr<SSL_CTX>> contexts_;
+    bool is_unknown_refused_;
+};
+
+inline void contexts_by_name::add(const named_context& context)
+{
+    const std::string name = normalized_name(context.name);
+    const auto refuse = [&](const char* reason)
+    { throw std::invalid_argument("contexts_by_name: \"" + std::string(context.name) + "\" " + reason); };
+    const std::string_view labels = std::string_view(name).substr(name.starts_with("*.") ? 2 : 0);
+
+    if (name.empty())
+        refuse("is empty; the clients that ask for no name get the certificate of `identity`");
+    if (labels.find('*') != labels.npos || labels.empty())
+        refuse("is no wildcard that can be; the star stands for the whole first label, as in *.example");
+    if (labels.starts_with('.') || labels.ends_with('.') || labels.find("..") != labels.npos)
+        refuse("has an empty label");
+    if (std::ranges::any_of(labels, [](unsigned char c) { return c <= ' ' || c >= 0x7f; }))
+        refuse("holds a character that is not printable ASCII; give an internationalised name as A-labels (xn--...)");
+    if (name.size() > 253)
+        refuse("is longer than a DNS name can be");
+    asio::error_code not_an_address;
+    asio::ip::make_address(name, not_an_address);
+    if (!not_an_address)
+        refuse("is an address; clients ask for DNS names only");
+    if (!context.ssl)
+        refuse("has no context");
+    if (context_data<contexts_by_name>(context.ssl->native_handle()))
+        refuse("has a context that chooses by name itself");
+    if (!contexts_.emplace(name, share(*context.ssl)).second)
+        refuse("is named twice");
+}
+
+inline SSL_CTX* contexts_by_name::find(const std::optional<std::string>& name) const
+{
+    if (name)
+    {
+        auto found = contexts_.find(*name);
+        const std::size_t dot = name->find('.');
+        if (found == contexts_.end() && dot > 0 && dot != name->npos)
+            found = contexts_.find("*" + name->substr(dot));
+        if (found != contexts_.end())
+            return found->second.get();
+    }
+    X509* const certificate = SSL_CTX_get0_certificate(own_);
+    const unsigned flags = X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT;
+    const bool is_refused =
+        is_unknown_refused_ &&
+        !(name && certificate && X509_check_host(certificate, name->data(), name->size(), flags, nullptr) == 1);
+    return is_refused ? nullptr : own_;
+}
+
+inline bool contexts_by_name::is_right(SSL* ssl) const
+{
+    const char* const name = SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name);
+    return find(name ? std::optional(normalized_name(name)) : std::nullopt) == SSL_get_SSL_CTX(ssl);
+}
+
+/// The name that a ClientHello asks for, if it does. False when that is malformed (RFC 6066 section 3).
+inline bool read_server_name(SSL* ssl, std::optional<std::string>& name)
+{
+    const unsigned char* data = nullptr;
+    std::size_t size = 0;
+    if (!SSL_client_hello_get0_ext(ssl, TLSEXT_TYPE_server_name, &data, &size))
+        return true;
+    const auto number_at = [&](std::size_t at) { return std::size_t(data[at]) << 8 | data[at + 1]; };
+    constexpr std::size_t header = 5; // of the list its size, of the one entry its type and size
+    if (size <= header || number_at(0) != size - 2 || data[2] != TLSEXT_NAMETYPE_host_name ||
+        number_at(3) != size - header)
+        return false;
+    const std::string_view host(reinterpret_cast<const char*>(data) + header, size - header);
+    if (host.size() > TLSEXT_MAXLEN_host_name || host.find('\0') != host.npos)
+        return false;
+    name = normalized_name(host);
+    return true;
+}
+
+/// Gives an SSL object another SSL_CTX before its handshake, and with it what SSL_set_SSL_CTX leaves behind. What was
+/// set on the SSL object itself stays.
+inline bool replace_context(SSL* ssl, SSL_CTX* next)
+{
+    SSL_CTX* const before = SSL_get_SSL_CTX(ssl);
+    int mode = SSL_CTX_get_verify_mode(next);
+    if (const int own = SSL_get_verify_mode(ssl); own != SSL_CTX_get_verify_mode(before))
+        mode |= own;
+    auto callback = SSL_get_verify_callback(ssl);
+    if (callback == SSL_CTX_get_verify_callback(before))
+        callback = SSL_CTX_get_verify_callback(next);
+    X509_VERIFY_PARAM* const param = SSL_get0_param(ssl);
+    X509_VERIFY_PARAM_clear_flags(param, X509_VERIFY_PARAM_get_flags(SSL_CTX_get0_param(before)));
+
+    SSL_set_verify(ssl, mode, callback);
+    SSL_clear_options(ssl, SSL_CTX_get_options(before) & (SSL_OP_NO_SSL_MASK | SSL_OP_NO_TICKET));
+    SSL_set_options(ssl, SSL_CTX_get_options(next));
+    return X509_VERIFY_PARAM_set1(param, SSL_CTX_get0_param(next)) &&
+           SSL_set_min_proto_version(ssl, SSL_CTX_get_min_proto_version(next)) &&
+           SSL_set_max_proto_version(ssl, SSL_CTX_get_max_proto_version(next)) &&
+           SSL_set_num_tickets(ssl, SSL_CTX_get_num_tickets(next)) && SSL_set_SSL_CTX(ssl, next);
+}
+
+inline std::optional<int> contexts_by_name::choose(SSL* ssl) const
+{
+    std::optional<std::string> name;
+    if (!read_server_name(ssl, name))
+    {
+        ERR_raise(ERR_LIB_SSL, SSL_R_BAD_EXTENSION);
+        return SSL_AD_DECODE_ERROR;
+    }
+    SSL_CTX* const chosen = find(name);
+    if (!chosen)
+    {
+        ERR_raise(ERR_LIB_SSL, SSL_R_TLSV1_UNRECOGNIZED_NAME);
+        return SSL_AD_UNRECOGNIZED_NAME;
+    }
+    if (chosen != own_ && !replace_context(ssl, chosen))
+        return SSL_AD_INTERNAL_ERROR;
+    if (!name)
+        return std::nullopt;
+    // What is resumed is a session of the same name (RFC 6066 section 3).
+    name->append(session_id_context_.begin(), session_id_context_.end());
+    const sha256_hash hash = sha256(name->data(), name->size());
+    static_assert(sizeof hash <= SSL_MAX_SID_CTX_LENGTH);
+    SSL_set_session_id_context(ssl, hash.data(), unsigned(hash.size()));
+    return std::nullopt;
+}
+
+inline int choose_context(SSL* ssl, int* alert, void* contexts)
+try
+{
+    const auto refused = static_cast<const contexts_by_name*>(contexts)->choose(ssl);
+    *alert = refused.value_or(0);
+    return refused ? SSL_CLIENT_HELLO_ERROR : SSL_CLIENT_HELLO_SUCCESS;
+}
+catch (...) // OpenSSL cannot be thrown through
+{
+    *alert = SSL_AD_INTERNAL_ERROR;
+    return SSL_CLIENT_HELLO_ERROR;
+}
+
+/// Called once the ClientHello is read; to agree also keeps the name in the session, for TLS 1.2 to tell it again.
+inline int confirm_context(SSL* ssl, int* alert, void* contexts)
+try
+{
+    if (static_cast<const contexts_by_name*>(contexts)->is_right(ssl))
+        return SSL_TLSEXT_ERR_OK;
+    ERR_raise(ERR_LIB_SSL, SSL_R_BAD_EXTENSION);
+    *alert = SSL_AD_ILLEGAL_PARAMETER;
+    return SSL_TLSEXT_ERR_ALERT_FATAL;
+}
+catch (...)
+{
+    *alert = SSL_AD_INTERNAL_ERROR;
+    return SSL_TLSEXT_ERR_ALERT_FATAL;
+}
+
+/// Names have sessions of their own in what is the SSL_CTX's `session_id_context` otherwise.
+inline void choose_contexts_by_name(SSL_CTX* context, const sha256_hash& session_id_context,
+                                    std::span<const named_context> contexts, bool refuse_unknown)
+{
+    auto& kept = emplace_context_data<contexts_by_name>(context, context, session_id_context, contexts, refuse_unknown);
+    SSL_CTX_set_client_hello_cb(context, choose_context, &kept);
+    SSL_CTX_set_tlsext_servername_callback(context, confirm_context);
+    SSL_CTX_set_tlsext_servername_arg(context, &kept);
+}
+
+} // namespace detail
+} // namespace upgradeable_streams
+
+#endif
