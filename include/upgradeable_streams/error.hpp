@@ -53,7 +53,8 @@ inline const std::error_category& category() noexcept
             case errc::already_tls: return "the connection is encrypted already";
             case errc::upgrade_in_progress: return "TLS is being started or stopped on the connection";
             case errc::connection_upgraded:
-                return "TLS was started or stopped since; use the reader and writer that start_tls or stop_tls returned";
+                return "TLS was started or stopped since; use the reader and writer that start_tls or stop_tls "
+                       "returned";
             case errc::plaintext_injection: return "the peer sent plain text where TLS had to begin";
             case errc::operation_in_progress: return "another operation of this kind is still pending";
             case errc::connection_closed: return "the connection is closed";

@@ -159,7 +159,8 @@ open_unix_connection(std::string path, std::chrono::steady_clock::duration timeo
     asio::error_code error;
     asio::local::stream_protocol::socket socket(co_await asio::this_coro::executor);
     asio::steady_timer retry(socket.get_executor());
-    const auto deadline = std::chrono::steady_clock::now() + std::min<std::chrono::steady_clock::duration>(timeout, std::chrono::hours(24));
+    const auto deadline = std::chrono::steady_clock::now() +
+                          std::min<std::chrono::steady_clock::duration>(timeout, std::chrono::hours(24));
     do // a full backlog refuses at once, and says "no buffer space"
     {
         if (error)
@@ -225,8 +226,8 @@ open_unix_connection(std::string_view path, const connection_options& options)
     if (options.role == tls_role::server)
         throw std::invalid_argument("role is for adopted sockets; who connects is the client");
     detail::require_positive(options.connect_timeout, "connect_timeout");
-    return detail::open_unix_connection(std::string(path), options.connect_timeout, detail::make_client_settings(options, {}),
-                                        options.ssl && !options.upgradeable);
+    return detail::open_unix_connection(std::string(path), options.connect_timeout,
+                                        detail::make_client_settings(options, {}), options.ssl && !options.upgradeable);
 }
 
 } // namespace upgradeable_streams

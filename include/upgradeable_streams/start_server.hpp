@@ -171,10 +171,11 @@ private:
 
 /// Listens on a host, several, or for `{}` on all interfaces (asyncio.start_server); port 0 picks one port for all.
 ///
-/// Effects: when a handler returns, its connection is closed as stream_writer::close does, whoever still holds the reader
-/// or writer; one that throws is reported to the error handler too. Errors of accepting, EMFILE among them, are reported, and
-/// accepting goes on within a second. TCP_NODELAY is set. With `detect_tls` or `proxy_protocol` the handler is called
-/// when the first bytes, or a deadline, have decided; a proxy that fails to begin with a header is reported.
+/// Effects: when a handler returns, its connection is closed as stream_writer::close does, whoever still holds the
+/// reader or writer; one that throws is reported to the error handler too. Errors of accepting, EMFILE among them, are
+/// reported, and accepting goes on within a second. TCP_NODELAY is set. With `detect_tls` or `proxy_protocol` the
+/// handler is called when the first bytes, or a deadline, have decided; a proxy that fails to begin with a header is
+/// reported.
 ///
 /// Errors: std::invalid_argument at the call for options that make no sense, `upgradeable` without `ssl` and
 /// `detect_tls` without `upgradeable` among them; std::system_error that names the address that cannot be bound.

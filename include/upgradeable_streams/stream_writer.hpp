@@ -66,8 +66,9 @@ class inner_stream;
 
 /// Writes to a connection and closes it.
 ///
-/// Errors, of every operation: errc::upgrade_in_progress while start_tls or stop_tls runs, and errc::connection_upgraded
-/// afterwards, through a writer from before; errc::connection_closed after close; the reason of a lost connection.
+/// Errors, of every operation: errc::upgrade_in_progress while start_tls or stop_tls runs, and
+/// errc::connection_upgraded afterwards, through a writer from before; errc::connection_closed after close; the reason
+/// of a lost connection.
 ///
 /// Concurrency and lifetime: as stream_reader.
 class stream_writer
@@ -150,14 +151,15 @@ public:
     /// reader: a server takes the beginning of a ClientHello for the handshake, anything else is
     /// errc::plaintext_injection (RFC 3207 section 4.2, CVE-2011-0411). `received` is not to be given.
     ///
-    /// `start_tls<within_tls>` begins a second session inside the first, with a peer of its own, whose server_hostname a
-    /// client has to give. Closing the inner pair closes the outer connection too; stop_tls leaves the inner session alone.
+    /// `start_tls<within_tls>` begins a second session inside the first, with a peer of its own, whose server_hostname
+    /// a client has to give. Closing the inner pair closes the outer connection too; its stop_tls ends the inner session
+    /// alone.
     ///
     /// Returns: a new reader and writer; the old ones throw errc::connection_upgraded from then on.
     ///
-    /// Errors: std::invalid_argument at the call for options that make no sense; errc::not_upgradeable, already_tls
-    /// and not_tls leave the connection as it was, as does errc::operation_in_progress when a read is pending. Every other failure
-    /// closes the connection: tls_error, errc::handshake_timeout, std::bad_alloc.
+    /// Errors: std::invalid_argument at the call for options that make no sense; errc::not_upgradeable, already_tls and
+    /// not_tls leave the connection as it was, as does errc::operation_in_progress when a read is pending. Every other
+    /// failure closes the connection: tls_error, errc::handshake_timeout, std::bad_alloc.
     ///
     /// Cancellation: closes the connection.
     template <tls_place Place = tls_place::over_plain_text>
@@ -171,21 +173,22 @@ public:
             options.role.value_or(c.settings().role) == tls_role::client)
             throw std::invalid_argument("start_tls<within_tls> needs server_hostname: the name of the inner server");
         auto request = std::make_unique<detail::upgrade_request>(c.settings(), options, is_inner || !c.ssl());
-        if constexpr (is_inner)
-            return detail::start_inner_tls<std::conditional_t<is_inner, detail::inner_stream, void>>(handle_, std::move(request));
+        if constexpr (is_inner) // a name that depends on Place: inner_stream is defined where pairs are made
+            return detail::start_inner_tls<std::conditional_t<is_inner, detail::inner_stream, void>>(
+                handle_, std::move(request));
         else
             return start_tls(handle_, std::move(request));
     }
 
-    /// Sends what is queued, then goes back to plain text, once both sides have agreed on it (FTP's CCC, RFC 4217; LDAP,
-    /// RFC 4511 section 4.14.3): sends a close_notify and awaits the peer's, within the shutdown deadline.
+    /// Sends what is queued, then goes back to plain text, once both sides have agreed on it (FTP's CCC, RFC 4217;
+    /// LDAP, RFC 4511 section 4.14.3): sends a close_notify and awaits the peer's, within the shutdown deadline.
     ///
     /// Returns: a new reader and writer; the old ones throw errc::connection_upgraded from then on. The reader goes on
-    /// with what the peer sent before its close_notify and was not read, and with what came behind it in plain text: what
-    /// has to be known to have come through TLS is read before. TLS can be started again.
+    /// with what the peer sent before its close_notify and was not read, and with what came behind it in plain text:
+    /// what has to be known to have come through TLS is read before. TLS can be started again.
     ///
-    /// Errors: errc::not_tls leaves the connection as it was, as does errc::operation_in_progress when a read is pending.
-    /// Every other failure closes it: asio::ssl::error::stream_truncated when the peer sent no close_notify,
+    /// Errors: errc::not_tls leaves the connection as it was, as does errc::operation_in_progress when a read is
+    /// pending. Every other failure closes it: asio::ssl::error::stream_truncated when the peer sent no close_notify,
     /// errc::shutdown_timeout, and as upgradeable_stream::async_stop_tls.
     ///
     /// Cancellation: closes the connection.

@@ -92,9 +92,9 @@ struct cipher_info
     int secret_bits = 0;
 };
 
-/// What a completed handshake negotiated, read from an SSL object. Since nothing else gives one, a function that asks for
-/// it, as `login(const tls_session&, ...)`, cannot be called before there was TLS: it is to be taken from the stream or
-/// writer that is then used, for it outlives stop_tls.
+/// What a completed handshake negotiated, read from an SSL object. Since nothing else gives one, a function that asks
+/// for it, as `login(const tls_session&, ...)`, cannot be called before there was TLS: it is to be taken from the
+/// stream or writer that is then used, for it outlives stop_tls.
 struct tls_session
 {
     /// Errors: std::invalid_argument when the handshake is not complete.

@@ -32,14 +32,15 @@ class direct_tls_link;
 
 /// An AsyncStream that speaks TLS over another, as asio::ssl::stream does.
 ///
-/// `NextLayer` is an AsyncStream with a `lowest_layer()` that can be closed, or a reference to one; over an Asio socket,
-/// system calls are made directly. The blocking functions want a SyncStream. What differs from asio::ssl::stream:
+/// `NextLayer` is an AsyncStream with a `lowest_layer()` that can be closed, or a reference to one; over an Asio
+/// socket, system calls are made directly. The blocking functions want a SyncStream. What differs from
+/// asio::ssl::stream:
 /// - Up to 256 KiB are encrypted and sent at once, and as much is received as has come. While nothing is under way no
 ///   buffer is held beyond 512 bytes for the record to come.
 /// - Reads and writes are right in full duplex, when the peer renews its keys too (RFC 8446 section 4.6.3).
 /// - Before the handshake any number of bytes may have been received.
-/// - It may be moved or destroyed while operations are pending. They end then with asio::error::operation_aborted; over a
-///   reference, once the next layer is closed.
+/// - It may be moved or destroyed while operations are pending. They end then with asio::error::operation_aborted;
+///   over a reference, once the next layer is closed.
 /// - An end without a close_notify is asio::ssl::error::stream_truncated; the first error of reading is repeated.
 /// - It does not renegotiate (RFC 9325 section 3.5).
 ///
@@ -48,9 +49,9 @@ class direct_tls_link;
 ///
 /// Blocking: a function without `async_` in its name blocks as the next layer's read_some and write_some do, and is not
 /// to be called while an operation is pending. One without an error_code throws std::system_error. Over a next layer
-/// that does not block, asio::error::would_block is no failure: the same call is to be made again, as SSL_write's; so is
-/// asio::error::interrupted. asio::error::in_progress says that a reply to a KeyUpdate, which an asynchronous read has
-/// met, is still being sent: run the io_context first.
+/// that does not block, asio::error::would_block is no failure: the same call is to be made again, as SSL_write's; so
+/// is asio::error::interrupted. asio::error::in_progress says that a reply to a KeyUpdate, which an asynchronous read
+/// has met, is still being sent: run the io_context first.
 ///
 /// Concurrency: one read and one write may be pending at a time, and neither beside a handshake or a shutdown, on one
 /// thread or strand.

@@ -158,10 +158,10 @@ public:
     ///
     /// Effects: an upgrade that fails closes the stream; it never goes on in plain text.
     ///
-    /// Errors: std::invalid_argument at the call for options that make no sense, among them a client that verifies
-    /// and has no server_hostname; errc::not_upgradeable, already_tls, upgrade_in_progress, plaintext_injection,
-    /// handshake_timeout, alpn_not_agreed; asio::error::no_memory; OpenSSL's own. In TLS 1.3 a server's refusal of the client's certificate
-    /// reaches the client at its first read (RFC 8446 section 4.4.2.4).
+    /// Errors: std::invalid_argument at the call for options that make no sense, among them a client that verifies and
+    /// has no server_hostname; errc::not_upgradeable, already_tls, upgrade_in_progress, plaintext_injection,
+    /// handshake_timeout, alpn_not_agreed; asio::error::no_memory; OpenSSL's own. In TLS 1.3 a server's refusal of the
+    /// client's certificate reaches the client at its first read (RFC 8446 section 4.4.2.4).
     template <typename Token = asio::default_completion_token_t<executor_type>>
     auto async_start_tls(const tls_options& options = {}, Token&& token = {})
     {
@@ -180,9 +180,9 @@ public:
     /// Goes back to plain text, once both sides have agreed on it (FTP's CCC, RFC 4217; LDAP, RFC 4511 section 4.14.3):
     /// sends a close_notify and awaits the peer's. The signature is void(asio::error_code).
     ///
-    /// Effects: what the peer sent before its close_notify and was not read, 64 KiB at most, is read next, then what came
-    /// with or after it, in plain text; what has to be known to have come through TLS is read before. The stream can be
-    /// upgraded again. No read or write may be pending.
+    /// Effects: what the peer sent before its close_notify and was not read, 64 KiB at most, is read next, then what
+    /// came with or after it, in plain text; what has to be known to have come through TLS is read before. The stream
+    /// can be upgraded again. No read or write may be pending.
     ///
     /// Errors: errc::not_tls and upgrade_in_progress leave the stream as it was. Every other failure closes it:
     /// asio::ssl::error::stream_truncated when the peer sent no close_notify, errc::shutdown_timeout,
@@ -210,7 +210,8 @@ public:
     auto async_shutdown(const shutdown_options& options = {}, Token&& token = {})
     {
         if (options.what == asio::socket_base::shutdown_receive)
-            throw std::invalid_argument("the receiving side cannot be shut down alone; use shutdown_send or shutdown_both");
+            throw std::invalid_argument(
+                "the receiving side cannot be shut down alone; use shutdown_send or shutdown_both");
         return initiate_shutdown(options.what, options.timeout, false, token);
     }
 

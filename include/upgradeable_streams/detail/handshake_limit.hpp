@@ -26,7 +26,8 @@ public:
     class place
     {
     public:
-        place(std::shared_ptr<handshake_limit> limit, asio::any_io_executor executor, std::weak_ptr<asio::steady_timer> wake)
+        place(std::shared_ptr<handshake_limit> limit, asio::any_io_executor executor,
+              std::weak_ptr<asio::steady_timer> wake)
             : limit_(std::move(limit)), waiter_{std::move(executor), std::move(wake)}
         {
             const std::lock_guard lock(limit_->mutex_);

@@ -19,9 +19,9 @@ inline bool begins_tls_record(std::string_view bytes)
 
 /// Tells records from the plain text behind a close_notify, in bytes that come in pieces.
 ///
-/// TLS takes in what it is given and does not give back what it did not need. So it is given nothing behind a record that
-/// may be a close_notify, until it asks for more, and then it was none. (One that is padded to more than `longest` is not
-/// told, nor what looks like a record behind it.)
+/// TLS takes in what it is given and does not give back what it did not need. So it is given nothing behind a record
+/// that may be a close_notify, until it asks for more, and then it was none. (One that is padded to more than `longest`
+/// is not told, nor what looks like a record behind it.)
 class record_framing
 {
 public:

@@ -212,8 +212,9 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
     /// The exception of an upgrade that failed with `error`.
     tls_error describe(const asio::error_code& error)
     {
-        const bool refused = ssl() && error.category() == asio::error::get_ssl_category() &&
-                             ERR_GET_REASON(static_cast<unsigned long>(error.value())) == SSL_R_CERTIFICATE_VERIFY_FAILED;
+        const bool refused =
+            ssl() && error.category() == asio::error::get_ssl_category() &&
+            ERR_GET_REASON(static_cast<unsigned long>(error.value())) == SSL_R_CERTIFICATE_VERIFY_FAILED;
         if (refused)
             return {error, "TLS upgrade: " + refusal_of_certificate(ssl(), settings), SSL_get_verify_result(ssl()), {}};
         std::string what = "TLS upgrade";

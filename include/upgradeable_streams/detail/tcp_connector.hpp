@@ -202,7 +202,8 @@ inline asio::awaitable<asio::ip::tcp::socket> tcp_connector::connect()
 {
     const auto keep = shared_from_this();
     changed_.emplace(co_await asio::this_coro::executor);
-    deadline_ = std::chrono::steady_clock::now() + std::min<std::chrono::steady_clock::duration>(timeout_, std::chrono::hours(24));
+    deadline_ = std::chrono::steady_clock::now() +
+                std::min<std::chrono::steady_clock::duration>(timeout_, std::chrono::hours(24));
     tcp::resolver resolver(changed_->get_executor());
     endpoints local;
     if (local_)
