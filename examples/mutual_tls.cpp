@@ -22,7 +22,7 @@ constexpr std::string_view usage =
 
 asio::awaitable<void> greet(us::stream_reader, us::stream_writer writer)
 {
-    writer.write("Hello, " + writer.get_extra_info<"peercert">()->subject() + "\n");
+    writer.write("Hello, " + writer.session()->peer_certificate.value().subject() + "\n");
     co_return;
 }
 

@@ -40,8 +40,7 @@ asio::ssl::context make_context(std::span<char*> arguments)
 
 asio::awaitable<void> handle(us::stream_reader, us::stream_writer writer)
 {
-    const us::tls_session session(writer.get_extra_info<"ssl_object">());
-    writer.write("You have asked for " + session.server_name.value_or("no name") + "\n");
+    writer.write("You have asked for " + writer.session()->server_name.value_or("no name") + "\n");
     co_return;
 }
 

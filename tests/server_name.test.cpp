@@ -126,7 +126,7 @@ TEST_CASE("contexts_by_name: the certificate is that of the name asked for, and 
     CHECK(certificate_for(front, "www.example", version) == "CN=any");
     CHECK(certificate_for(front, "b.example", version) == "CN=any");
     CHECK(certificate_for(front, "a.b.example", version) == "CN=deep");
-    for (const std::string unknown : {"example", ".example", "a.a.example", "a.a.b.example", "mail.example.net", "x"})
+    for (const std::string unknown : {"example", "a.a.example", "a.a.b.example", "mail.example.net", "x"})
         CHECK(certificate_for(front, unknown, version) == "CN=own");
     CHECK(certificate_for(front, std::nullopt, version) == "CN=own");
 }
@@ -349,13 +349,37 @@ TEST_CASE("contexts_by_name: a verify callback of the named context is called, a
     auto front = with_callback(options, own_calls ? "own" : "");
     client stranger;
     stranger.identify(test::unrelated_authority().issue({.common_name = "stranger", .client_auth = true}));
+    client known;
+    known.identify(test::client_certificate());
     for (const std::string who : {"calling", "silent", "own"})
     {
+        CHECK(known.meet(front, who + ".test").connect());
         called.clear();
         const bool calls = who == "calling" || (who == "own" && own_calls);
         CHECK(stranger.meet(front, who + ".test").connect() == calls);
         CHECK(called == (calls ? who : ""));
     }
+}
+
+TEST_CASE("contexts_by_name: what the server's own context tolerates a named one does not")
+{
+    const std::string ca_file = test::authority().ca_file();
+    auto strict_options = identified("strict");
+    strict_options.client_ca_file = ca_file;
+    auto strict = us::create_server_context(strict_options);
+    const us::named_context contexts[] = {{"strict.test", &strict}};
+    client stranger;
+    stranger.identify(test::unrelated_authority().issue({.common_name = "stranger", .client_auth = true}));
+    auto accepting = front_of(contexts);
+    SSL_CTX_set_verify(accepting.native_handle(), SSL_VERIFY_PEER, [](int, X509_STORE_CTX*) { return 1; });
+    CHECK(stranger.meet(accepting, "own.test").connect());
+    CHECK_FALSE(stranger.meet(accepting, "strict.test").connect());
+
+    client server_as_client;
+    server_as_client.identify(test::localhost_certificate());
+    auto of_any_purpose = front_of(contexts);
+    SSL_CTX_set_purpose(of_any_purpose.native_handle(), X509_PURPOSE_ANY);
+    CHECK_FALSE(server_as_client.meet(of_any_purpose, "strict.test").connect());
 }
 
 // Sessions
@@ -471,6 +495,11 @@ TEST_CASE("contexts_by_name: a malformed server_name is refused with decode_erro
              [](std::string& hello, std::size_t at) { hello[at - 3] = 1; }, // an unknown type
              [](std::string& hello, std::size_t at) { hello[at - 2] = '\x7f'; },
              [](std::string& hello, std::size_t at) { hello[at + 4] = '\0'; },
+             [](std::string& hello, std::size_t at) { hello[at + 1] = '/'; },
+             [](std::string& hello, std::size_t at) { hello[at + 1] = '\n'; },
+             [](std::string& hello, std::size_t at) { hello[at + 1] = '*'; },
+             [](std::string& hello, std::size_t at) { hello[at] = '.'; },
+             [](std::string& hello, std::size_t at) { hello[at + 3] = '.'; },
              [](std::string& hello, std::size_t at)
              { hello[at - 4] = hello[at - 1] = 0; }, // an empty list with much behind it
          })
@@ -533,6 +562,8 @@ TEST_CASE("contexts_by_name: what cannot be is std::invalid_argument, and the na
     for (const std::string_view bad : {"127.0.0.1", "::1"})
         refused({{bad, &mail}}, "is an address");
     refused({{"mail.test", nullptr}}, "has no context");
+    auto of_a_client = us::create_client_context({.verify_peer = false});
+    refused({{"mail.test", &of_a_client}}, "without a certificate");
     refused({{"mail.test", &mail}, {"Mail.Test.", &mail}}, "is named twice");
     refused({{"*.test", &mail}, {"*.TEST", &mail}}, "is named twice");
     const us::named_context contexts[] = {{"mail.test", &mail}, {"*.mail.test", &mail}};

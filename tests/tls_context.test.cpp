@@ -430,6 +430,28 @@ TEST_CASE("create_server_context: a session without the client certificate that 
     CHECK_THAT(demanded.server_error(), test::contains("peer did not return a certificate"));
 }
 
+TEST_CASE("create_server_context: a session with a client certificate that is no longer accepted is not resumed")
+{
+    const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    auto options = localhost();
+    options.client_ca_file = ca_file();
+    auto server = us::create_server_context(options);
+    for (const bool is_accepted : {true, false})
+    {
+        CAPTURE(version, is_accepted);
+        auto client = us::create_client_context(
+            {.ca_file = ca_file(), .identity = identity_of(test::client_certificate()), .max_sessions = 8});
+        SSL_CTX_set_max_proto_version(client.native_handle(), version);
+        auto first = meeting(client, server);
+        REQUIRE(first.connect());
+        if (!is_accepted) // there is no CRL
+            X509_VERIFY_PARAM_set_flags(SSL_CTX_get0_param(server.native_handle()), X509_V_FLAG_CRL_CHECK);
+        auto again = meeting(client, server);
+        CHECK(again.connect() == is_accepted);
+        CHECK(is_resumed(again) == is_accepted);
+    }
+}
+
 TEST_CASE("create_server_context: a session with a client certificate that has expired is not resumed")
 {
     const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);

@@ -16,6 +16,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace upgradeable_streams
@@ -85,6 +86,16 @@ inline std::string base64(const sha256_hash& hash)
     std::array<unsigned char, 45> text;
     const int size = EVP_EncodeBlock(text.data(), hash.data(), int(hash.size()));
     return {text.begin(), text.begin() + size};
+}
+
+/// Of the letters of ASCII.
+inline std::string lower_case(std::string_view text)
+{
+    std::string lower(text);
+    for (char& c : lower)
+        if (c >= 'A' && c <= 'Z')
+            c = char(c - 'A' + 'a');
+    return lower;
 }
 
 } // namespace detail

@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
@@ -34,7 +35,7 @@ struct named_context
     /// As in `mail.example`, or `*.example` for every name with one label in the star's place; case does not matter.
     std::string_view name = {};
 
-    /// Ownership of the SSL_CTX is shared, so the context object itself may go.
+    /// Ownership of the SSL_CTX is shared, so the context object itself may go, unless it has a verify callback.
     asio::ssl::context* ssl = nullptr;
 };
 
@@ -48,11 +49,7 @@ inline std::string normalized_name(std::string_view name)
 {
     if (name.ends_with('.'))
         name.remove_suffix(1);
-    std::string normalized(name);
-    for (char& c : normalized)
-        if (c >= 'A' && c <= 'Z')
-            c = char(c - 'A' + 'a');
-    return normalized;
+    return lower_case(name);
 }
 
 /// Kept in the SSL_CTX of a server: which SSL_CTX takes its place for which name.
@@ -115,6 +112,8 @@ inline void contexts_by_name::add(const named_context& context)
         refuse("has no context");
     if (context_data<contexts_by_name>(context.ssl->native_handle()))
         refuse("has a context that chooses by name itself");
+    if (!SSL_CTX_get0_certificate(context.ssl->native_handle()))
+        refuse("has a context without a certificate; make it with create_server_context");
     if (!contexts_.emplace(name, share(*context.ssl)).second)
         refuse("is named twice");
 }
@@ -144,6 +143,15 @@ inline bool contexts_by_name::is_right(SSL* ssl) const
     return find(name ? std::optional(normalized_name(name)) : std::nullopt) == SSL_get_SSL_CTX(ssl);
 }
 
+/// Labels of letters, digits, hyphens and underscores.
+inline bool is_host_name(std::string_view name)
+{
+    const auto is_allowed = [](char c)
+    { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.'; };
+    return !name.empty() && name.size() <= 253 && std::ranges::all_of(name, is_allowed) && !name.starts_with('.') &&
+           !name.ends_with('.') && name.find("..") == name.npos;
+}
+
 /// The name that a ClientHello asks for, if it does. False when that is malformed (RFC 6066 section 3).
 inline bool read_server_name(SSL* ssl, std::optional<std::string>& name)
 {
@@ -157,10 +165,23 @@ inline bool read_server_name(SSL* ssl, std::optional<std::string>& name)
         number_at(3) != size - header)
         return false;
     const std::string_view host(reinterpret_cast<const char*>(data) + header, size - header);
-    if (host.size() > TLSEXT_MAXLEN_host_name || host.find('\0') != host.npos)
-        return false;
     name = normalized_name(host);
-    return true;
+    return is_host_name(*name);
+}
+
+/// Puts `next` in the place of what came from `before`.
+inline bool replace_verify_param(X509_VERIFY_PARAM* param, X509_VERIFY_PARAM* before, X509_VERIFY_PARAM* next)
+{
+    const int depth = X509_VERIFY_PARAM_get_depth(param);
+    const bool is_own_depth = depth != X509_VERIFY_PARAM_get_depth(before);
+    X509_VERIFY_PARAM_clear_flags(param, X509_VERIFY_PARAM_get_flags(before));
+    const std::uint32_t inheritance = X509_VERIFY_PARAM_get_inh_flags(param);
+    X509_VERIFY_PARAM_set_inh_flags(param, X509_VP_FLAG_OVERWRITE);
+    const bool done = X509_VERIFY_PARAM_set1(param, next);
+    X509_VERIFY_PARAM_set_inh_flags(param, inheritance);
+    if (is_own_depth)
+        X509_VERIFY_PARAM_set_depth(param, depth);
+    return done;
 }
 
 /// Gives an SSL object another SSL_CTX before its handshake, and with it what SSL_set_SSL_CTX leaves behind. What was
@@ -174,13 +195,13 @@ inline bool replace_context(SSL* ssl, SSL_CTX* next)
     auto callback = SSL_get_verify_callback(ssl);
     if (callback == SSL_CTX_get_verify_callback(before))
         callback = SSL_CTX_get_verify_callback(next);
-    X509_VERIFY_PARAM* const param = SSL_get0_param(ssl);
-    X509_VERIFY_PARAM_clear_flags(param, X509_VERIFY_PARAM_get_flags(SSL_CTX_get0_param(before)));
+    if (!callback) // SSL_set_verify would keep the one that there is
+        callback = [](int is_verified, X509_STORE_CTX*) { return is_verified; };
 
     SSL_set_verify(ssl, mode, callback);
     SSL_clear_options(ssl, SSL_CTX_get_options(before) & (SSL_OP_NO_SSL_MASK | SSL_OP_NO_TICKET));
     SSL_set_options(ssl, SSL_CTX_get_options(next));
-    return X509_VERIFY_PARAM_set1(param, SSL_CTX_get0_param(next)) &&
+    return replace_verify_param(SSL_get0_param(ssl), SSL_CTX_get0_param(before), SSL_CTX_get0_param(next)) &&
            SSL_set_min_proto_version(ssl, SSL_CTX_get_min_proto_version(next)) &&
            SSL_set_max_proto_version(ssl, SSL_CTX_get_max_proto_version(next)) &&
            SSL_set_num_tickets(ssl, SSL_CTX_get_num_tickets(next)) && SSL_set_SSL_CTX(ssl, next);

@@ -217,6 +217,8 @@ inline detail::listener_settings server::make_settings(connection_handler handle
         throw std::invalid_argument("max_connections and max_handshakes must be greater than zero");
     if (options.detect_tls && !options.upgradeable)
         throw std::invalid_argument("detect_tls needs ssl and upgradeable; ssl alone is TLS for every client");
+    if (options.detect_timeout && !options.detect_tls)
+        throw std::invalid_argument("detect_timeout needs detect_tls");
     if (options.detect_timeout)
         detail::require_positive(*options.detect_timeout, "detect_timeout");
     auto connection = detail::make_settings(options, tls_role::server, {});

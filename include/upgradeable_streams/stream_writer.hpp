@@ -152,8 +152,8 @@ public:
     /// errc::plaintext_injection (RFC 3207 section 4.2, CVE-2011-0411). `received` is not to be given.
     ///
     /// `start_tls<within_tls>` begins a second session inside the first, with a peer of its own, whose server_hostname
-    /// a client has to give. Closing the inner pair closes the outer connection too; its stop_tls ends the inner session
-    /// alone.
+    /// a client has to give. Closing the inner pair closes the outer connection too; its stop_tls ends the inner
+    /// session alone.
     ///
     /// Returns: a new reader and writer; the old ones throw errc::connection_upgraded from then on.
     ///

@@ -41,7 +41,8 @@ enum class tls_role
 /// at the upgrade keeps its earlier value.
 struct tls_options
 {
-    /// The stream shares ownership of the underlying SSL_CTX, so the context object itself may go.
+    /// The stream shares ownership of the underlying SSL_CTX, so the context object itself may go, unless it has a
+    /// verify callback, which it owns.
     asio::ssl::context* ssl = nullptr;
 
     /// The client unless said otherwise.
@@ -103,7 +104,7 @@ struct tls_session
     std::string version; ///< As in TLSv1.3.
     cipher_info cipher;
     std::optional<std::string> alpn_protocol;
-    std::optional<std::string> server_name; ///< The SNI, sent or received.
+    std::optional<std::string> server_name; ///< The SNI, as it was sent or received, in whatever case.
     std::optional<certificate> peer_certificate;
     long verify_result; ///< X509_V_OK, or the reason for which a context that tolerates it did not trust the peer.
     bool peer_verified; ///< The context verifies, the peer has a certificate, and that was accepted.
@@ -319,7 +320,7 @@ inline void tls_settings::resume(SSL* from)
     refuse_unless(SSL_get_SSL_CTX(from) == context.get(), "must be a connection of the same context");
     const std::string name = expected_name(from);
     refuse_unless(!name.empty() && !server_hostname.empty() &&
-                      server_identity::parse(name).name == server_identity::parse(server_hostname).name,
+                      name == lower_case(server_identity::parse(server_hostname).name),
                   "must be a connection with the same server_hostname");
     session = copy_session(SSL_get_session(from));
 }

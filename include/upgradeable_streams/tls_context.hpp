@@ -50,16 +50,20 @@ struct client_context_options
     /// base64 of a SHA-256 hash: certificate::public_key_pin, the value of a pin-sha256 (RFC 7469 section 2.4).
     string_list public_key_pins = {};
 
-    /// How many sessions the context keeps for later connections to the same server_hostname, each for one of them. The
-    /// server's certificate is verified anew before its session is offered. None unless asked for: by its session the
-    /// server, and in TLS 1.2 whoever listens, can tell a client again.
+    /// How many sessions the context keeps for later connections to the same server_hostname, whatever the port, at
+    /// most 8 for one, each for one of them. The server's certificate is verified anew before its session is offered.
+    /// None unless asked for: by its session the server, and in TLS 1.2 whoever listens, can tell a client again.
     std::size_t max_sessions = 0;
 };
 
 struct server_context_options
 {
     key_pair_options identity = {}; ///< Required.
-    std::string_view client_ca_file = {}; ///< PEM file; when given, clients are asked for a certificate of these.
+
+    /// PEM file; when given, clients are asked for a certificate of these. Nobody is when it is empty, so a value from
+    /// elsewhere is to be checked.
+    std::string_view client_ca_file = {};
+
     bool require_client_certificate = true; ///< With client_ca_file: refuse clients without one.
     string_list alpn_protocols = {};        ///< In order of preference.
 

@@ -20,8 +20,7 @@ inline bool begins_tls_record(std::string_view bytes)
 /// Tells records from the plain text behind a close_notify, in bytes that come in pieces.
 ///
 /// TLS takes in what it is given and does not give back what it did not need. So it is given nothing behind a record
-/// that may be a close_notify, until it asks for more, and then it was none. (One that is padded to more than `longest`
-/// is not told, nor what looks like a record behind it.)
+/// that may be a close_notify, until it asks for more, and then it was none.
 class record_framing
 {
 public:
@@ -71,10 +70,15 @@ private:
         return static_cast<unsigned char>(header_[3]) * std::size_t(256) + static_cast<unsigned char>(header_[4]);
     }
 
-    /// In TLS 1.3 an alert of two bytes looks like data, and may be padded (RFC 8446 sections 5.2 and 5.4).
-    bool may_be_close_notify() const { return header_[0] == 0x15 || (header_[0] == 0x17 && body_size() <= longest); }
-
-    static constexpr std::size_t longest = 64;
+    /// In TLS 1.3 an alert looks like data: two bytes, their type, what pads them to a power of two, and a tag (RFC 8446
+    /// sections 5.2 and 5.4).
+    bool may_be_close_notify() const
+    {
+        constexpr std::size_t tag = 16;
+        const std::size_t size = body_size();
+        return header_[0] == 0x15 || (header_[0] == 0x17 && (size <= 3 + tag || size == 16 + tag || size == 32 + tag ||
+                                                             size == 64 + tag));
+    }
 
     std::array<char, 5> header_;
     std::size_t header_size_ = 0;

@@ -35,12 +35,16 @@ class session_cache
 public:
     explicit session_cache(std::size_t capacity) : capacity_(capacity) {}
 
-    /// When there is no room the name's own oldest session goes, else the oldest of all.
+    /// When there is no room, or the name has its share, its own oldest session goes, else the oldest of all. One that
+    /// is larger than any should be is not kept.
     void put(std::string name, openssl_ptr<SSL_SESSION> session)
     {
-        const auto expiry = clock::now() + lifetime(session.get());
+        const auto expiry = clock::from_time_t(SSL_SESSION_get_time(session.get())) + lifetime(session.get());
+        if (i2d_SSL_SESSION(session.get(), nullptr) > largest)
+            return;
         const std::lock_guard lock(mutex_);
-        if (entries_.size() >= capacity_)
+        const bool is_full = entries_.size() >= capacity_;
+        if (is_full || std::ranges::count(entries_, name, &entry::name) >= most_per_name)
         {
             const auto own = std::ranges::find(entries_, name, &entry::name);
             entries_.erase(own != entries_.end() ? own : entries_.begin());
@@ -65,6 +69,9 @@ public:
 private:
     using clock = std::chrono::system_clock;
 
+    static constexpr int most_per_name = 8;
+    static constexpr int largest = 16 * 1024;
+
     struct entry
     {
         std::string name;
@@ -77,7 +84,8 @@ private:
         constexpr std::chrono::seconds longest = std::chrono::days(7); // RFC 8446 section 4.6.1
         const std::chrono::seconds own(SSL_SESSION_get_timeout(session));
         const std::chrono::seconds hint(SSL_SESSION_get_ticket_lifetime_hint(session));
-        return std::min({longest, own, hint.count() > 0 ? hint : longest});
+        const bool is_hint = hint.count() > 0 || SSL_SESSION_get_protocol_version(session) >= TLS1_3_VERSION;
+        return std::min({longest, own, is_hint ? hint : longest});
     }
 
     std::mutex mutex_;
@@ -85,12 +93,13 @@ private:
     std::size_t capacity_;
 };
 
-/// The name or address that the certificate of an SSL object's peer must be for; empty when there is none.
+/// The name, in lower case, or address that the certificate of an SSL object's peer must be for; empty when there is
+/// none.
 inline std::string expected_name(SSL* ssl)
 {
     X509_VERIFY_PARAM* const param = SSL_get0_param(ssl);
     if (const char* host = X509_VERIFY_PARAM_get0_host(param, 0))
-        return host;
+        return lower_case(host);
     const openssl_ptr<char> address(X509_VERIFY_PARAM_get1_ip_asc(param));
     return address ? address.get() : "";
 }
@@ -133,21 +142,19 @@ inline void put_back_session(SSL* ssl)
         keep_session(ssl, SSL_get_session(ssl));
 }
 
-/// Whether the certificate of the session that an SSL object has been given would be accepted now.
-inline bool is_session_trusted(SSL* ssl)
+/// Whether an SSL object would accept the certificate of a session's peer now. Sets its verify result.
+inline bool is_trusted(SSL* ssl, X509* peer, STACK_OF(X509)* chain)
 {
     if (!(SSL_get_verify_mode(ssl) & SSL_VERIFY_PEER))
         return true;
     SSL_CTX* const context = SSL_get_SSL_CTX(ssl);
-    X509* const peer = SSL_get0_peer_certificate(ssl);
     X509_STORE* store = nullptr;
     SSL_CTX_get0_verify_cert_store(context, &store);
     const openssl_ptr<X509_STORE_CTX> certificates(X509_STORE_CTX_new());
     if (!peer || !certificates ||
-        !X509_STORE_CTX_init(certificates.get(), store ? store : SSL_CTX_get_cert_store(context), peer,
-                             SSL_get_peer_cert_chain(ssl)) ||
+        !X509_STORE_CTX_init(certificates.get(), store ? store : SSL_CTX_get_cert_store(context), peer, chain) ||
         !X509_STORE_CTX_set_ex_data(certificates.get(), SSL_get_ex_data_X509_STORE_CTX_idx(), ssl) ||
-        !X509_STORE_CTX_set_default(certificates.get(), "ssl_server"))
+        !X509_STORE_CTX_set_default(certificates.get(), SSL_is_server(ssl) ? "ssl_client" : "ssl_server"))
         return false;
     X509_VERIFY_PARAM* const param = X509_STORE_CTX_get0_param(certificates.get());
     X509_VERIFY_PARAM_set_auth_level(param, SSL_get_security_level(ssl));
@@ -166,21 +173,25 @@ inline void offer_session(SSL* ssl, SSL_SESSION* session)
 {
     if (!SSL_set_session(ssl, session))
         throw std::bad_alloc();
-    if (is_session_trusted(ssl))
+    if (is_trusted(ssl, SSL_get0_peer_certificate(ssl), SSL_get_peer_cert_chain(ssl)))
         return;
     SSL_set_session(ssl, nullptr);
     SSL_set_verify_result(ssl, X509_V_OK);
 }
 
-/// The rule of a server: no session without the certificate that is demanded, or with one that has expired since.
+/// The rule of a server: no session without the certificate that is demanded, or with one that is no longer accepted.
+/// It stands in the ticket without its chain; where that is missed, the handshake is a full one.
 inline SSL_TICKET_RETURN judge_ticket(SSL* ssl, SSL_SESSION* session, const unsigned char*, std::size_t,
                                       SSL_TICKET_STATUS status, void*)
 {
     if (status != SSL_TICKET_SUCCESS && status != SSL_TICKET_SUCCESS_RENEW)
         return SSL_TICKET_RETURN_IGNORE_RENEW;
     X509* const peer = SSL_SESSION_get0_peer(session);
-    const bool is_refused = peer ? X509_cmp_current_time(X509_get0_notAfter(peer)) <= 0
-                                 : (SSL_get_verify_mode(ssl) & SSL_VERIFY_FAIL_IF_NO_PEER_CERT) != 0;
+    const long before = SSL_get_verify_result(ssl);
+    const bool is_refused =
+        peer ? X509_cmp_current_time(X509_get0_notAfter(peer)) <= 0 || !is_trusted(ssl, peer, nullptr)
+             : (SSL_get_verify_mode(ssl) & SSL_VERIFY_FAIL_IF_NO_PEER_CERT) != 0;
+    SSL_set_verify_result(ssl, before);
     return is_refused                           ? SSL_TICKET_RETURN_IGNORE_RENEW
            : status == SSL_TICKET_SUCCESS_RENEW ? SSL_TICKET_RETURN_USE_RENEW
                                                 : SSL_TICKET_RETURN_USE;
