@@ -1715,3 +1715,163 @@ TEST_CASE("start_tls: a handshake that the peer ends closes the connection, and 
             CHECK(read == us::errc::connection_closed);
         });
 }
+
+// stop_tls
+
+TEST_CASE("stop_tls: a pair goes back to plain text and over to TLS again, and each time the old handles are void")
+{
+    const us::tls_role role = GENERATE(us::tls_role::client, us::tls_role::server);
+    const std::size_t chunk = GENERATE(std::size_t(1), std::size_t(5), std::size_t(64), std::size_t(1024), std::size_t(0));
+    CAPTURE(role, chunk);
+    constexpr int rounds = 3;
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            us::connection_options options;
+            options.ssl = role == us::tls_role::client ? &test::client_context() : &test::server_context();
+            options.upgradeable = true;
+            options.role = role;
+            raw_link link = co_await link_with_raw_peer(options, chunk);
+            auto playing = run_in_thread(
+                                [=, raw = std::move(link.peer)]() mutable
+                                {
+                                    for (int i = 0; i < rounds; ++i)
+                                    {
+                                        raw.send_all(raw.recv_line());
+                                        role == us::tls_role::client ? raw.tls_accept(test::localhost_server())
+                                                                    : raw.tls_connect(test::localhost_client());
+                                        raw.tls_write(raw.tls_read_line() + "unread\n");
+                                        if (raw.tls_read_all() != "queued\n")
+                                            throw test::failure("what was queued did not come through TLS");
+                                        raw.send_all(raw.tls_unsent([&] { raw.tls_shutdown_send_only(); }) + "plain\n");
+                                    }
+                                    raw.send_all(raw.recv_line());
+                                });
+            for (int i = 0; i < rounds; ++i)
+            {
+                link.writer.write("go over\n");
+                const std::string over = co_await link.reader.readline();
+                CHECK(over == "go over\n");
+                std::tie(link.reader, link.writer) = co_await link.writer.start_tls();
+                link.writer.write("encrypted\n");
+                const std::string encrypted = co_await link.reader.readline();
+                CHECK(encrypted == "encrypted\n");
+                CHECK(link.writer.get_extra_info<"ssl_object">() != nullptr);
+                us::stream_reader old_reader = link.reader;
+                us::stream_writer old_writer = link.writer;
+                link.writer.write("queued\n");
+                std::tie(link.reader, link.writer) = co_await link.writer.stop_tls();
+                CHECK_FALSE(link.reader.is_tls());
+                CHECK(link.writer.get_extra_info<"ssl_object">() == nullptr);
+                CHECK_FALSE(link.writer.get_extra_info<"version">());
+                CHECK_THROWS_AS(old_writer.write("x"), std::system_error);
+                const std::error_code old = co_await error_of(old_reader.readline());
+                CHECK(old == us::errc::connection_upgraded);
+                const std::string unread = co_await link.reader.readline();
+                CHECK(unread == "unread\n");
+                const std::string plain = co_await link.reader.readline();
+                CHECK(plain == "plain\n");
+            }
+            link.writer.write("the end\n");
+            const std::string last = co_await link.reader.readline();
+            CHECK(last == "the end\n");
+            co_await test::joined(std::move(playing));
+            const std::string end = co_await link.reader.readline();
+            CHECK(end.empty());
+        });
+}
+
+TEST_CASE("stop_tls: both ends of a connection agree on it in either order")
+{
+    const bool answered_first = GENERATE(false, true);
+    CAPTURE(answered_first);
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            us::connection_options options;
+            options.ssl = &test::client_context();
+            stream_link link = co_await link_of_streams(options);
+            for (int i = 0; i < 3; ++i)
+            {
+                auto other = test::spawn(executor,
+                                         [&]() -> awaitable<void>
+                                         {
+                                             if (answered_first)
+                                             {
+                                                 const std::string end = co_await link.peer_reader.read();
+                                                 if (!end.empty())
+                                                     throw test::failure("data in place of a close_notify");
+                                             }
+                                             std::tie(link.peer_reader, link.peer_writer) =
+                                                 co_await link.peer_writer.stop_tls();
+                                         });
+                std::tie(link.reader, link.writer) = co_await link.writer.stop_tls();
+                co_await other.join();
+                link.writer.write("plain\n");
+                const std::string plain = co_await link.peer_reader.readline();
+                CHECK(plain == "plain\n");
+                other = test::spawn(executor,
+                                    [&]() -> awaitable<void> {
+                                        std::tie(link.peer_reader, link.peer_writer) =
+                                            co_await link.peer_writer.start_tls();
+                                    });
+                std::tie(link.reader, link.writer) = co_await link.writer.start_tls();
+                co_await other.join();
+                link.writer.write("encrypted\n");
+                const std::string encrypted = co_await link.peer_reader.readline();
+                CHECK(encrypted == "encrypted\n");
+            }
+        });
+}
+
+TEST_CASE("stop_tls: what a pair cannot do now leaves it as it was")
+{
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            us::connection_options options;
+            options.ssl = &test::client_context();
+            options.upgradeable = true;
+            stream_link link = co_await link_of_streams(options);
+            const std::error_code plain = co_await error_of(link.writer.stop_tls());
+            CHECK(plain == us::errc::not_tls);
+            auto other = test::spawn(
+                executor, [&]() -> awaitable<void>
+                { std::tie(link.peer_reader, link.peer_writer) = co_await link.peer_writer.start_tls(); });
+            std::tie(link.reader, link.writer) = co_await link.writer.start_tls();
+            co_await other.join();
+            auto reading = test::spawn(executor, [&] { return link.reader.readline(); });
+            co_await test::turns();
+            const std::error_code busy = co_await error_of(link.writer.stop_tls());
+            CHECK(busy == us::errc::operation_in_progress);
+            link.peer_writer.write("still here\n");
+            const std::string line = co_await reading.join();
+            CHECK(line == "still here\n");
+        });
+}
+
+TEST_CASE("stop_tls: while it runs nothing is read or written, and a peer that is silent is dropped in time")
+{
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            us::connection_options options;
+            options.ssl = &test::client_context();
+            options.ssl_shutdown_timeout = std::chrono::milliseconds(200);
+            raw_link link = co_await link_with_raw_peer(options);
+            auto stopping = test::spawn(executor, [&] { return link.writer.stop_tls(); });
+            co_await test::turns();
+            CHECK_THROWS_AS(link.writer.write("x"), std::system_error);
+            const std::error_code reading = co_await error_of(link.reader.readline());
+            CHECK(reading == us::errc::upgrade_in_progress);
+            const std::error_code second = co_await error_of(link.writer.stop_tls());
+            CHECK(second == us::errc::upgrade_in_progress);
+            const std::error_code late = co_await error_of(stopping.join());
+            CHECK(late == us::errc::shutdown_timeout);
+            CHECK(link.writer.is_closing());
+            CHECK_FALSE(link.writer.get_extra_info<"socket">());
+        });
+}
