@@ -20,7 +20,8 @@ inline bool begins_tls_record(std::string_view bytes)
 /// Tells records from the plain text behind a close_notify, in bytes that come in pieces.
 ///
 /// TLS takes in what it is given and does not give back what it did not need. So it is given nothing behind a record
-/// that may be a close_notify, until it asks for more, and then it was none.
+/// that may be a close_notify, until it asks for more, and then it was none. Of one that is padded in another way only
+/// plain text is told apart, not what looks like a record.
 class record_framing
 {
 public:
