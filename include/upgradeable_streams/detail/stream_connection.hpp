@@ -142,7 +142,7 @@ private:
     asio::awaitable<std::string> stop_tls() override
     {
         co_await stream_.stop_tls();
-        co_return std::exchange(stream_.state_->left_over, {});
+        co_return stream_.state_->take_left_over();
     }
 
     asio::awaitable<void> shutdown(asio::socket_base::shutdown_type what, asio::error_code& error) override
