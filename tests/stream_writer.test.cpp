@@ -1811,13 +1811,7 @@ TEST_CASE("stop_tls: both ends of a connection agree on it in either order")
                 link.writer.write("plain\n");
                 const std::string plain = co_await link.peer_reader.readline();
                 CHECK(plain == "plain\n");
-                other = test::spawn(executor,
-                                    [&]() -> awaitable<void> {
-                                        std::tie(link.peer_reader, link.peer_writer) =
-                                            co_await link.peer_writer.start_tls();
-                                    });
-                std::tie(link.reader, link.writer) = co_await link.writer.start_tls();
-                co_await other.join();
+                co_await upgrade_both(link);
                 link.writer.write("encrypted\n");
                 const std::string encrypted = co_await link.peer_reader.readline();
                 CHECK(encrypted == "encrypted\n");
@@ -1837,11 +1831,7 @@ TEST_CASE("stop_tls: what a pair cannot do now leaves it as it was")
             stream_link link = co_await link_of_streams(options);
             const std::error_code plain = co_await error_of(link.writer.stop_tls());
             CHECK(plain == us::errc::not_tls);
-            auto other = test::spawn(
-                executor, [&]() -> awaitable<void>
-                { std::tie(link.peer_reader, link.peer_writer) = co_await link.peer_writer.start_tls(); });
-            std::tie(link.reader, link.writer) = co_await link.writer.start_tls();
-            co_await other.join();
+            co_await upgrade_both(link);
             auto reading = test::spawn(executor, [&] { return link.reader.readline(); });
             co_await test::turns();
             const std::error_code busy = co_await error_of(link.writer.stop_tls());
