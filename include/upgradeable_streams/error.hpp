@@ -35,9 +35,13 @@ enum class errc
     tls_not_offered,       ///< starttls_policy::require, and the peer does not offer TLS.
     proxy_header_invalid,  ///< A proxy did not begin with a header of the PROXY protocol.
     proxy_header_timeout,  ///< A proxy's header took longer than its deadline.
+    request_refused,       ///< The peer refused what it was asked for on the way to TLS.
+    reply_malformed,       ///< The peer's reply does not keep to the protocol.
+    reply_too_long,        ///< The peer's replies are longer than any that is expected.
+    negotiation_timeout,   ///< What leads to TLS took longer than its deadline.
 };
 
-/// The category of `errc`; the four timeouts compare equal to `std::errc::timed_out`.
+/// The category of `errc`; the five timeouts compare equal to `std::errc::timed_out`.
 inline const std::error_category& category() noexcept
 {
     class errc_category final : public std::error_category
@@ -71,6 +75,10 @@ inline const std::error_category& category() noexcept
             case errc::alpn_not_agreed: return "the peer chose none of the application protocols offered (ALPN)";
             case errc::proxy_header_invalid: return "the proxy sent no valid header of the PROXY protocol";
             case errc::proxy_header_timeout: return "the proxy's header took longer than its deadline";
+            case errc::request_refused: return "the peer refused what it was asked for";
+            case errc::reply_malformed: return "the peer's reply does not keep to the protocol";
+            case errc::reply_too_long: return "the peer's replies are too long";
+            case errc::negotiation_timeout: return "what leads to TLS took longer than its deadline";
             }
             return "unknown error";
         }
@@ -82,7 +90,8 @@ inline const std::error_category& category() noexcept
             case errc::handshake_timeout:
             case errc::shutdown_timeout:
             case errc::connect_timeout:
-            case errc::proxy_header_timeout: return std::errc::timed_out;
+            case errc::proxy_header_timeout:
+            case errc::negotiation_timeout: return std::errc::timed_out;
             default: return {value, *this};
             }
         }
@@ -176,6 +185,22 @@ public:
 private:
     long verify_result_;
     std::string received_;
+};
+
+/// A server with which TLS could not be negotiated (starttls/).
+class starttls_error : public std::system_error
+{
+public:
+    starttls_error(std::error_code code, const std::string& what, std::string reply)
+        : std::system_error(code, what), reply_(std::move(reply))
+    {
+    }
+
+    /// What the server answered last, as it was sent, at most 512 bytes.
+    const std::string& reply() const noexcept { return reply_; }
+
+private:
+    std::string reply_;
 };
 
 /// No address of a host could be connected to.

@@ -145,6 +145,14 @@ public:
     /// Errors: the reason, when the connection was lost before all was sent. Cancellation: changes nothing.
     asio::awaitable<void> wait_closed() { return wait_closed(handle_); }
 
+    /// Whether start_tls can begin: in plain text, and a TLS context was given.
+    bool is_upgradeable() const
+    {
+        handle_->check_epoch();
+        const detail::connection& c = **handle_;
+        return !c.is_tls() && c.settings().context;
+    }
+
     /// Sends what is queued in plain text, then upgrades the connection to TLS.
     ///
     /// Options left out are those of open_connection or start_server. Bytes already received are never delivered to a

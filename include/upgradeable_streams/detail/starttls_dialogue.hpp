@@ -1,0 +1,249 @@
+/// @file
+/// What the clients of starttls/ have in common: a dialogue that leads to TLS, or ends the connection.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_STARTTLS_DIALOGUE_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_STARTTLS_DIALOGUE_HPP
+
+#include <upgradeable_streams/error.hpp>
+#include <upgradeable_streams/starttls/negotiation.hpp>
+#include <upgradeable_streams/starttls/policy.hpp>
+#include <upgradeable_streams/stream_reader.hpp>
+#include <upgradeable_streams/stream_writer.hpp>
+#include <upgradeable_streams/tls.hpp>
+
+#include <asio/any_io_executor.hpp>
+#include <asio/awaitable.hpp>
+#include <asio/steady_timer.hpp>
+#include <asio/this_coro.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace upgradeable_streams::detail
+{
+
+class starttls_dialogue : public std::enable_shared_from_this<starttls_dialogue>
+{
+public:
+    /// Errors: those that a negotiator has at the call.
+    starttls_dialogue(std::string_view protocol, const stream_reader& reader, const stream_writer& writer,
+                      const starttls::starttls_options& options);
+
+    stream_writer& writer() { return writer_; }
+
+    /// Sends a request; for errors it is called `name`.
+    void ask(std::string_view name, std::string_view bytes);
+
+    /// As much as a reply to the last request may have.
+    asio::awaitable<std::string> read(std::size_t size);
+
+    /// The next line without its end, which is CRLF or LF. Control characters but tabs are errc::reply_malformed.
+    asio::awaitable<std::string> read_line();
+
+    /// The lines up to one that is a dot, without what they were stuffed with (RFC 1939 section 3, RFC 3977 section 3.1.1).
+    asio::awaitable<std::vector<std::string>> read_lines_to_dot();
+
+    /// Errors: errc::tls_not_offered where it is required.
+    bool wants_tls(bool is_offered) const { return upgradeable_streams::wants_tls(policy_, is_offered); }
+
+    asio::awaitable<void> start_tls();
+
+    /// Throws a starttls_error with what the server answered.
+    [[noreturn]] void fail(errc reason) const;
+
+    /// Has `talk` lead the dialogue, and closes the connection if it fails.
+    static asio::awaitable<starttls::negotiated> run(std::shared_ptr<starttls_dialogue> dialogue,
+                                                     asio::awaitable<std::vector<std::string>> talk);
+
+    std::string greeting; ///< Of negotiated.
+
+private:
+    static constexpr std::size_t most_replies = 64 * 1024;
+    static constexpr std::size_t most_shown = 512;
+
+    void hear(std::string_view bytes);
+    void start_clock();
+    void stop_clock() { ++clock_; }
+
+    /// In a handler: closes the connection, and throws what was caught with what the server answered.
+    [[noreturn]] void give_up();
+
+    const std::string protocol_;
+    stream_reader reader_;
+    stream_writer writer_;
+    const starttls_policy policy_;
+    const std::chrono::steady_clock::duration timeout_;
+    std::optional<asio::awaitable<std::pair<stream_reader, stream_writer>>> upgrade_;
+    std::optional<asio::steady_timer> timer_;
+    unsigned clock_ = 0; ///< A wait that another number began is out of date.
+    bool expired_ = false;
+    std::string asked_;
+    std::string reply_; ///< The first `most_shown` bytes.
+    std::size_t replies_size_ = 0;
+};
+
+inline starttls_dialogue::starttls_dialogue(std::string_view protocol, const stream_reader& reader,
+                                            const stream_writer& writer, const starttls::starttls_options& options)
+    : protocol_(protocol), reader_(reader), writer_(writer), policy_(options.policy), timeout_(options.timeout)
+{
+    require_positive(timeout_, "timeout");
+    if (policy_ == starttls_policy::never)
+        return;
+    if (reader_.is_tls())
+        throw std::system_error(errc::already_tls);
+    if (!options.tls.ssl && !writer_.is_upgradeable())
+        throw std::system_error(errc::not_upgradeable);
+    upgrade_.emplace(writer_.start_tls(options.tls)); // begins when it is awaited; what it refuses it refuses now
+}
+
+inline void starttls_dialogue::ask(std::string_view name, std::string_view bytes)
+{
+    asked_ = name;
+    reply_.clear();
+    writer_.write(bytes);
+}
+
+inline asio::awaitable<std::string> starttls_dialogue::read(std::size_t size)
+{
+    if (size > most_replies - replies_size_)
+        fail(errc::reply_too_long);
+    std::string bytes = co_await reader_.readexactly(size);
+    hear(bytes);
+    co_return bytes;
+}
+
+inline asio::awaitable<std::string> starttls_dialogue::read_line()
+{
+    std::string line = co_await reader_.readline();
+    hear(line);
+    if (!line.ends_with('\n'))
+        fail(errc::incomplete_read);
+    line.resize(line.size() - (line.ends_with("\r\n") ? 2 : 1));
+    if (std::ranges::any_of(line, [](unsigned char c) { return (c < ' ' && c != '\t') || c == 0x7f; }))
+        fail(errc::reply_malformed);
+    co_return line;
+}
+
+inline asio::awaitable<std::vector<std::string>> starttls_dialogue::read_lines_to_dot()
+{
+    std::vector<std::string> lines;
+    for (;;)
+    {
+        std::string line = co_await read_line();
+        if (line == ".")
+            co_return lines;
+        lines.push_back(line.starts_with('.') ? line.substr(1) : std::move(line));
+    }
+}
+
+inline asio::awaitable<void> starttls_dialogue::start_tls()
+{
+    stop_clock();
+    std::tie(reader_, writer_) = co_await *std::move(upgrade_);
+    start_clock();
+}
+
+inline void starttls_dialogue::fail(errc reason) const
+{
+    std::string shown = printable(reply_);
+    for (std::size_t at; (at = shown.find("\\x0d\\x0a")) != shown.npos;)
+        shown.replace(at, 8, " / ");
+    std::string what = protocol_ + ": ";
+    if (!asked_.empty())
+        what += "to \"" + asked_ + "\" ";
+    what += "the server answered ";
+    what += reply_.empty() ? "nothing" : '"' + shown + '"';
+    throw starttls_error(reason, what, reply_);
+}
+
+inline void starttls_dialogue::hear(std::string_view bytes)
+{
+    reply_ += bytes.substr(0, most_shown - reply_.size());
+    replies_size_ += bytes.size();
+    if (replies_size_ > most_replies)
+        fail(errc::reply_too_long);
+}
+
+inline void starttls_dialogue::start_clock()
+{
+    timer_->expires_after(timeout_);
+    timer_->async_wait(
+        [weak = weak_from_this(), clock = ++clock_](const asio::error_code& cancelled)
+        {
+            const auto self = weak.lock();
+            if (cancelled || !self || self->clock_ != clock)
+                return;
+            self->expired_ = true;
+            self->writer_.close();
+        });
+}
+
+inline void starttls_dialogue::give_up()
+{
+    stop_clock();
+    try
+    {
+        writer_.close();
+    }
+    catch (const std::system_error&)
+    {
+        // An upgrade that failed has closed the connection.
+    }
+    try
+    {
+        throw;
+    }
+    catch (const starttls_error&)
+    {
+        throw;
+    }
+    catch (const limit_overrun_error&)
+    {
+        fail(errc::reply_too_long);
+    }
+    catch (const incomplete_read_error& error)
+    {
+        hear(error.partial());
+        fail(errc::incomplete_read);
+    }
+    catch (const std::system_error& error)
+    {
+        if (expired_)
+            fail(errc::negotiation_timeout);
+        if (error.code() == errc::tls_not_offered)
+            fail(errc::tls_not_offered);
+        throw;
+    }
+}
+
+inline asio::awaitable<starttls::negotiated>
+starttls_dialogue::run(std::shared_ptr<starttls_dialogue> dialogue, asio::awaitable<std::vector<std::string>> talk)
+{
+    const asio::any_io_executor executor = co_await asio::this_coro::executor;
+    dialogue->timer_.emplace(executor);
+    dialogue->start_clock();
+    std::vector<std::string> capabilities;
+    try
+    {
+        capabilities = co_await std::move(talk);
+    }
+    catch (...)
+    {
+        dialogue->give_up();
+    }
+    dialogue->stop_clock();
+    co_return starttls::negotiated{dialogue->reader_, dialogue->writer_, std::move(capabilities),
+                                   std::move(dialogue->greeting)};
+}
+
+} // namespace upgradeable_streams::detail
+
+#endif
