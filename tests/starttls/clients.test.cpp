@@ -1,0 +1,198 @@
+// What every client of starttls/ does with servers that do as they should, and with those that do not.
+
+#include "conversation.hpp"
+#include "support/catch.hpp"
+#include "support/chunked_stream.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <string>
+#include <system_error>
+#include <vector>
+
+namespace us = upgradeable_streams;
+using namespace std::chrono_literals;
+using test::conversation;
+using test::outcome;
+using test::say;
+using test::step;
+using us::errc;
+using us::starttls_policy;
+
+namespace
+{
+
+const step finish{step::kind::finish};
+const step stall{step::kind::stall};
+
+/// The client was told why, the connection is closed, and the server has heard nothing but what belongs to the protocol.
+void check_refusal(const outcome& result, const std::string& heard)
+{
+    CHECK(result.is_closed);
+    CHECK_FALSE(result.goes_on);
+    CHECK(result.heard == heard);
+    CHECK(result.trouble == "");
+}
+
+/// Has a server do something else in place of each thing that it says in plain text, and gives the outcome to
+/// `check(result, nth)`.
+template <typename Others, typename Check>
+void in_place_of_each(const conversation& meant, std::size_t chunk, us::starttls::starttls_options options,
+                      Others others, Check check)
+{
+    for (std::size_t nth = 0; nth < test::count_said(meant.steps); ++nth)
+    {
+        const std::string& right = test::said(meant.steps, nth).bytes;
+        const outcome result =
+            test::negotiate(meant.client, test::instead(meant.steps, nth, others(right)), options, chunk);
+        CAPTURE(meant.name, chunk, nth, result.what);
+        check_refusal(result, test::heard_before(meant.steps, nth));
+        check(result, nth);
+    }
+}
+
+/// One of the errors that a server is to blame for.
+bool is_complaint(const std::error_code& error)
+{
+    return error == errc::reply_malformed || error == errc::reply_too_long || error == errc::incomplete_read ||
+           error == errc::request_refused;
+}
+
+} // namespace
+
+TEST_CASE("starttls clients: a dialogue ends in TLS, with what the server said over it and nothing from before")
+{
+    const conversation& meant = GENERATE(from_range(test::conversations()));
+    for (const std::size_t chunk : test::chunk_sizes)
+    {
+        const outcome result = test::negotiate(meant.client, meant.steps, meant.options, chunk);
+        CAPTURE(meant.name, chunk);
+        CHECK(result.what == "");
+        CHECK(result.trouble == "");
+        CHECK(result.is_tls);
+        CHECK(result.capabilities == meant.capabilities);
+        CHECK(result.greeting == meant.greeting);
+        CHECK(result.goes_on);
+    }
+}
+
+TEST_CASE("starttls clients: with the policy never, and with attempt where TLS is not offered, plain text goes on")
+{
+    const conversation& meant = GENERATE(from_range(test::conversations()));
+    us::starttls::starttls_options options = meant.options;
+    for (const std::size_t chunk : test::chunk_sizes)
+        for (const auto& [policy, plain] : {std::pair(starttls_policy::never, &meant.never),
+                                            std::pair(starttls_policy::attempt, &meant.not_offered)})
+        {
+            options.policy = policy;
+            const outcome result = test::negotiate(meant.client, plain->steps, options, chunk);
+            CAPTURE(meant.name, chunk, int(policy));
+            CHECK(result.what == "");
+            CHECK(result.trouble == "");
+            CHECK_FALSE(result.is_tls);
+            CHECK(result.capabilities == plain->capabilities);
+            CHECK(result.goes_on);
+        }
+}
+
+TEST_CASE("starttls clients: a refusal is an error of its own kind that shows the server's words")
+{
+    const conversation& meant = GENERATE(from_range(test::conversations()));
+    for (const std::size_t chunk : test::chunk_sizes)
+        for (const auto& [nth, answer, error] : meant.refusals)
+        {
+            const outcome result = test::negotiate(
+                meant.client, test::instead(meant.steps, nth, {say(answer), finish}), meant.options, chunk);
+            CAPTURE(meant.name, chunk, nth, answer, result.what);
+            check_refusal(result, test::heard_before(meant.steps, nth));
+            CHECK(result.error == error);
+            CHECK(result.reply == answer);
+        }
+}
+
+TEST_CASE("starttls clients: a server that closes the connection, before or amid what it should say, is told as such")
+{
+    const conversation& meant = GENERATE(from_range(test::conversations()));
+    for (const std::size_t chunk : test::chunk_sizes)
+        for (const bool is_amid : {false, true})
+            in_place_of_each(
+                meant, chunk, meant.options,
+                [&](const std::string& right)
+                { return std::vector{say(right.substr(0, is_amid ? right.size() / 2 : 0)), finish}; },
+                [&](const outcome& result, std::size_t)
+                { CHECK(result.error == errc::incomplete_read); });
+}
+
+TEST_CASE("starttls clients: binary noise is refused")
+{
+    const conversation& meant = GENERATE(from_range(test::conversations()));
+    std::string noise;
+    for (int i = 0; i < 500; ++i)
+        noise += char(7 + i * 167);
+    for (const std::size_t chunk : test::chunk_sizes)
+        in_place_of_each(
+            meant, chunk, meant.options, [&](const std::string&) { return std::vector{say(noise + "\r\n"), finish}; },
+            [&](const outcome& result, std::size_t) { CHECK(is_complaint(result.error)); });
+}
+
+TEST_CASE("starttls clients: a server that does not come to an end is cut off, and memory stays bounded")
+{
+    const conversation& meant = GENERATE(from_range(test::conversations()));
+    for (const std::string& endless : {meant.endless, std::string("a")})
+        in_place_of_each(
+            meant, 0, meant.options,
+            [&](const std::string&) { return std::vector{step{step::kind::say_on, endless}}; },
+            [&](const outcome& result, std::size_t nth)
+            {
+                if (nth == 0 && endless == meant.endless)
+                    CHECK(result.error == errc::reply_too_long);
+                CHECK(is_complaint(result.error));
+                CHECK(result.grown < 512 * 1024);
+            });
+}
+
+TEST_CASE("starttls clients: a server that stalls, before or amid what it should say, is given up at the deadline")
+{
+    const conversation& meant = GENERATE(from_range(test::conversations()));
+    us::starttls::starttls_options options = meant.options;
+    options.timeout = 50ms;
+    for (const bool is_amid : {false, true})
+        in_place_of_each(
+            meant, 0, options,
+            [&](const std::string& right)
+            { return std::vector{say(right.substr(0, is_amid ? right.size() / 2 : 0)), stall}; },
+            [&](const outcome& result, std::size_t)
+            {
+                CHECK(result.error == errc::negotiation_timeout);
+                CHECK(result.error == std::errc::timed_out);
+            });
+}
+
+TEST_CASE("starttls clients: whatever follows the go-ahead in plain text is plaintext_injection, and shown")
+{
+    const conversation& meant = GENERATE(from_range(test::conversations()));
+    const std::size_t last = test::count_said(meant.steps) - 1;
+    const std::string heard = test::heard_before(meant.steps, last);
+    const std::string smuggled = "250 smuggled\r\n";
+    for (const std::size_t chunk : test::chunk_sizes)
+        for (const bool is_apart : {false, true})
+        {
+            std::vector<step> steps(meant.steps.begin(), std::ranges::find(meant.steps, step::kind::tls, &step::what));
+            if (is_apart) // not before the beginning of a ClientHello
+                steps.insert(steps.end(), {test::hear(std::string("\x16\x03\x01", 3)), say(smuggled), finish});
+            else if (steps.back().what == step::kind::say)
+                steps.back().bytes += smuggled;
+            else
+                continue;
+            steps.push_back(finish);
+            const outcome result = test::negotiate(meant.client, steps, meant.options, chunk);
+            CAPTURE(meant.name, chunk, is_apart, result.what);
+            CHECK(result.error == errc::plaintext_injection);
+            CHECK_THAT(smuggled, test::starts_with(result.reply));
+            CHECK(result.reply != "");
+            CHECK(result.is_closed);
+            CHECK_FALSE(result.goes_on);
+            CHECK_THAT(result.heard, test::starts_with(heard));
+        }
+}
