@@ -81,11 +81,11 @@ inline sha256_hash sha256(const void* data, std::size_t size)
     return hash;
 }
 
-inline std::string base64(const sha256_hash& hash)
+inline std::string base64(const void* data, std::size_t size)
 {
-    std::array<unsigned char, 45> text;
-    const int size = EVP_EncodeBlock(text.data(), hash.data(), int(hash.size()));
-    return {text.begin(), text.begin() + size};
+    std::string text((size + 2) / 3 * 4, '\0'); // and a NUL behind it
+    EVP_EncodeBlock(reinterpret_cast<unsigned char*>(text.data()), static_cast<const unsigned char*>(data), int(size));
+    return text;
 }
 
 /// Of the letters of ASCII.
@@ -144,7 +144,8 @@ inline std::string certificate::public_key_pin() const
     const detail::openssl_ptr<unsigned char> owner(der);
     if (size <= 0)
         throw std::bad_alloc();
-    return detail::base64(detail::sha256(der, std::size_t(size)));
+    const detail::sha256_hash hash = detail::sha256(der, std::size_t(size));
+    return detail::base64(hash.data(), hash.size());
 }
 
 inline std::string certificate::text(const X509_NAME* name)

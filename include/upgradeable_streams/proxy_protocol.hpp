@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_PROXY_PROTOCOL_HPP
 #define UPGRADEABLE_STREAMS_PROXY_PROTOCOL_HPP
 
+#include <upgradeable_streams/detail/byte_order.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 
@@ -138,14 +139,6 @@ inline std::optional<proxy_header> parse_unknown_proxy_line(std::string_view rec
     if (received.size() >= longest)
         refuse_proxy_header("the line is too long");
     return std::nullopt;
-}
-
-inline std::uint32_t parse_big_endian(std::string_view bytes)
-{
-    std::uint32_t number = 0;
-    for (const char byte : bytes)
-        number = number << 8 | static_cast<unsigned char>(byte);
-    return number;
 }
 
 /// The checksum of RFC 4960 appendix B over `bytes`, as if there were zeros in the place of its own four.

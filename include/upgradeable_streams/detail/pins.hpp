@@ -62,7 +62,7 @@ private:
             EVP_DecodeBlock(bytes.data(), reinterpret_cast<const unsigned char*>(pin.data()), 44) == 33)
         {
             std::copy_n(bytes.begin(), hash.size(), hash.begin());
-            if (base64(hash) == pin)
+            if (base64(hash.data(), hash.size()) == pin)
                 return std::string(pin);
         }
         throw std::invalid_argument("\"" + std::string(pin) +

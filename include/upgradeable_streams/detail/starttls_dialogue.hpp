@@ -8,6 +8,7 @@
 #include <upgradeable_streams/starttls/policy.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
 #include <upgradeable_streams/stream_writer.hpp>
+#include <upgradeable_streams/string_list.hpp>
 #include <upgradeable_streams/tls.hpp>
 
 #include <asio/any_io_executor.hpp>
@@ -51,6 +52,12 @@ public:
     /// The lines up to one that is a dot, without what they were stuffed with (RFC 1939 section 3, RFC 3977 section 3.1.1).
     asio::awaitable<std::vector<std::string>> read_lines_to_dot();
 
+    /// Up to and with one of the separators.
+    asio::awaitable<std::string> read_until(string_list separators);
+
+    /// What errors show in place of a reply that is not for people's eyes.
+    void explain(std::string words) { words_ = std::move(words); }
+
     /// Errors: errc::tls_not_offered where it is required.
     bool wants_tls(bool is_offered) const { return upgradeable_streams::wants_tls(policy_, is_offered); }
 
@@ -87,6 +94,7 @@ private:
     bool expired_ = false;
     std::string asked_;
     std::string reply_; ///< The first `most_shown` bytes.
+    std::string words_; ///< Of the reply, if it was explained.
     std::size_t replies_size_ = 0;
 };
 
@@ -108,6 +116,7 @@ inline void starttls_dialogue::ask(std::string_view name, std::string_view bytes
 {
     asked_ = name;
     reply_.clear();
+    words_.clear();
     writer_.write(bytes);
 }
 
@@ -144,6 +153,13 @@ inline asio::awaitable<std::vector<std::string>> starttls_dialogue::read_lines_t
     }
 }
 
+inline asio::awaitable<std::string> starttls_dialogue::read_until(string_list separators)
+{
+    std::string bytes = co_await reader_.readuntil(separators);
+    hear(bytes);
+    co_return bytes;
+}
+
 inline asio::awaitable<void> starttls_dialogue::start_tls()
 {
     stop_clock();
@@ -153,7 +169,7 @@ inline asio::awaitable<void> starttls_dialogue::start_tls()
 
 inline void starttls_dialogue::fail(errc reason) const
 {
-    std::string shown = printable(reply_);
+    std::string shown = printable(words_.empty() ? reply_ : words_);
     for (std::size_t at; (at = shown.find("\\x0d\\x0a")) != shown.npos;)
         shown.replace(at, 8, " / ");
     std::string what = protocol_ + ": ";
