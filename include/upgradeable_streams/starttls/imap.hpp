@@ -136,8 +136,7 @@ inline std::string_view take_tag(std::string_view& line)
 {
     const std::string_view before = line;
     const std::string_view tag = before.substr(0, take_word(line).size());
-    const bool is_printable = std::ranges::all_of(tag, [](unsigned char c) { return c > ' ' && c < 0x7f; });
-    return is_printable && tag.find_first_of("(){%*\"\\+") == tag.npos ? tag : std::string_view();
+    return is_word(tag) && tag.find_first_of("(){%*\"\\+") == tag.npos ? tag : std::string_view();
 }
 
 } // namespace detail
