@@ -31,6 +31,12 @@ inline std::string take_word(std::string_view& line)
     return word;
 }
 
+/// Whether this is a word of printable ASCII.
+inline bool is_word(std::string_view text)
+{
+    return !text.empty() && std::ranges::all_of(text, [](unsigned char c) { return c > ' ' && c < 0x7f; });
+}
+
 /// Whether no word is left.
 inline bool is_line_end(std::string_view line)
 {

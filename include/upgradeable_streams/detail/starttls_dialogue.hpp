@@ -61,6 +61,9 @@ public:
     /// Errors: errc::tls_not_offered where it is required.
     bool wants_tls(bool is_offered) const { return upgradeable_streams::wants_tls(policy_, is_offered); }
 
+    /// To be called when the server has refused what it had not offered. Errors: the reason, where TLS is required.
+    void refused(errc reason) const;
+
     asio::awaitable<void> start_tls();
 
     /// Throws a starttls_error with what the server answered.
@@ -158,6 +161,12 @@ inline asio::awaitable<std::string> starttls_dialogue::read_until(string_list se
     std::string bytes = co_await reader_.readuntil(separators);
     hear(bytes);
     co_return bytes;
+}
+
+inline void starttls_dialogue::refused(errc reason) const
+{
+    if (policy_ == starttls_policy::require)
+        fail(reason);
 }
 
 inline asio::awaitable<void> starttls_dialogue::start_tls()

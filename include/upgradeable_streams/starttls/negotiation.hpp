@@ -68,7 +68,8 @@ struct negotiated
     /// before TLS is forgotten (RFC 3207 section 4.2).
     std::vector<std::string> capabilities;
 
-    /// Of mysql only: the server's first packet, without which there is no login. It came in plain text.
+    /// Of mysql: the server's first packet, without which there is no login. Of imap: the line of a server that says
+    /// PREAUTH. It came in plain text.
     std::string greeting;
 };
 

@@ -112,7 +112,7 @@ inline asio::awaitable<starttls::negotiated> negotiate_smtp(std::string_view pro
                                                             const starttls::starttls_options& options)
 {
     const std::string name(options.client_name.empty() ? address_literal(writer) : options.client_name);
-    if (std::ranges::any_of(name, [](unsigned char c) { return c <= ' ' || c >= 0x7f; }))
+    if (!is_word(name))
         throw std::invalid_argument("client_name must be a domain, or an address in brackets");
     const auto dialogue = std::make_shared<starttls_dialogue>(protocol, reader, writer, options);
     return starttls_dialogue::run(dialogue, talk_smtp(*dialogue, std::string(hello) + " " + name + "\r\n"));

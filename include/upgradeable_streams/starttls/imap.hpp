@@ -1,0 +1,177 @@
+/// @file
+/// STARTTLS in IMAP (RFC 9051 section 6.2.1, RFC 3501).
+#ifndef UPGRADEABLE_STREAMS_STARTTLS_IMAP_HPP
+#define UPGRADEABLE_STREAMS_STARTTLS_IMAP_HPP
+
+#include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/starttls_answer.hpp>
+#include <upgradeable_streams/detail/starttls_dialogue.hpp>
+#include <upgradeable_streams/detail/starttls_literal.hpp>
+#include <upgradeable_streams/error.hpp>
+#include <upgradeable_streams/starttls/negotiation.hpp>
+#include <upgradeable_streams/stream_reader.hpp>
+#include <upgradeable_streams/stream_writer.hpp>
+#include <upgradeable_streams/tls.hpp>
+
+#include <asio/awaitable.hpp>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace upgradeable_streams
+{
+namespace starttls
+{
+
+/// Reads the greeting, asks for the capabilities where it did not tell, upgrades, and asks for them again.
+///
+/// A server that greets with PREAUTH cannot go over to TLS: where that is required, it is errc::tls_not_offered.
+///
+/// Returns: `capabilities` are words, as `IMAP4rev1`, `AUTH=PLAIN`; `greeting` is that of a server which says PREAUTH.
+asio::awaitable<negotiated> imap(const stream_reader& reader, const stream_writer& writer,
+                                 const starttls_options& options = {});
+
+/// Whether a client's line is a tag and STARTTLS, with or without parameters.
+bool is_imap_request(std::string_view line);
+
+/// Answers a client's STARTTLS with OK and upgrades, or says why not: BAD to parameters and in TLS, NO without a
+/// context.
+asio::awaitable<std::pair<stream_reader, stream_writer>> answer_imap(const stream_reader& reader,
+                                                                     const stream_writer& writer, std::string_view line,
+                                                                     const tls_options& options = {});
+
+} // namespace starttls
+
+namespace detail
+{
+
+/// Reads a line, in which there may be no literal: nothing that leads to TLS has one.
+inline asio::awaitable<std::string> read_imap(starttls_dialogue& dialogue)
+{
+    std::string line = co_await dialogue.read_line();
+    if (literal_size(std::string_view(line).substr(std::min(line.rfind('{'), line.size()))))
+        dialogue.fail(errc::reply_malformed);
+    co_return line;
+}
+
+inline std::vector<std::string> split_words(std::string_view line)
+{
+    std::vector<std::string> words;
+    while (!line.empty())
+    {
+        const std::string_view before = line;
+        words.emplace_back(before.substr(0, take_word(line).size()));
+    }
+    return words;
+}
+
+/// Says a command, and reads up to the reply that has its tag, which must be OK. Returns: the capabilities told before.
+inline asio::awaitable<std::vector<std::string>> ask_imap(starttls_dialogue& dialogue, std::string_view tag,
+                                                          std::string_view command)
+{
+    dialogue.ask(command, std::string(tag) + " " + std::string(command) + "\r\n");
+    std::vector<std::string> capabilities;
+    for (;;)
+    {
+        const std::string line = co_await read_imap(dialogue);
+        std::string_view rest = line;
+        const std::string line_tag = take_word(rest);
+        const std::string status = take_word(rest);
+        if (line_tag == tag && status == "ok")
+            co_return capabilities;
+        if (line_tag == tag ? status == "no" || status == "bad" : line_tag == "*" && status == "bye")
+            dialogue.fail(errc::request_refused);
+        if (line_tag != "*")
+            dialogue.fail(errc::reply_malformed);
+        if (status == "capability")
+            capabilities = split_words(rest);
+    }
+}
+
+/// What a greeting tells of capabilities; nothing where it tells none (RFC 9051 section 7.1).
+inline std::vector<std::string> capabilities_in(std::string_view greeting)
+{
+    constexpr std::string_view code = "[capability ";
+    const std::size_t end = greeting.find(']');
+    if (end == greeting.npos || !lower_case(greeting).starts_with(code))
+        return {};
+    return split_words(greeting.substr(code.size(), end - code.size()));
+}
+
+inline asio::awaitable<std::vector<std::string>> talk_imap(starttls_dialogue& dialogue)
+{
+    const std::string greeting = co_await read_imap(dialogue);
+    std::string_view rest = greeting;
+    const std::string tag = take_word(rest);
+    const std::string status = take_word(rest);
+    const bool is_preauth = status == "preauth";
+    if (tag != "*" || (status != "ok" && !is_preauth && status != "bye"))
+        dialogue.fail(errc::reply_malformed);
+    if (status == "bye")
+        dialogue.fail(errc::request_refused);
+    if (is_preauth)
+    {
+        dialogue.wants_tls(false);
+        dialogue.greeting = greeting;
+    }
+    std::vector<std::string> capabilities = capabilities_in(rest);
+    if (capabilities.empty())
+        capabilities = co_await ask_imap(dialogue, "a1", "CAPABILITY");
+    const bool is_offered =
+        std::ranges::any_of(capabilities, [](const std::string& word) { return lower_case(word) == "starttls"; });
+    if (!dialogue.wants_tls(is_offered && !is_preauth))
+        co_return capabilities;
+    co_await ask_imap(dialogue, "a2", "STARTTLS");
+    co_await dialogue.start_tls();
+    capabilities = co_await ask_imap(dialogue, "a3", "CAPABILITY");
+    co_return capabilities;
+}
+
+/// Takes the tag off a client's line. Returns: empty where it has none (RFC 9051 section 9).
+inline std::string_view take_tag(std::string_view& line)
+{
+    const std::string_view before = line;
+    const std::string_view tag = before.substr(0, take_word(line).size());
+    return is_word(tag) && tag.find_first_of("(){%*\"\\+") == tag.npos ? tag : std::string_view();
+}
+
+} // namespace detail
+
+namespace starttls
+{
+
+inline asio::awaitable<negotiated> imap(const stream_reader& reader, const stream_writer& writer,
+                                        const starttls_options& options)
+{
+    const auto dialogue = std::make_shared<detail::starttls_dialogue>("IMAP", reader, writer, options);
+    return detail::starttls_dialogue::run(dialogue, detail::talk_imap(*dialogue));
+}
+
+inline bool is_imap_request(std::string_view line)
+{
+    return !detail::take_tag(line).empty() && detail::take_word(line) == "starttls";
+}
+
+inline asio::awaitable<std::pair<stream_reader, stream_writer>>
+answer_imap(const stream_reader& reader, const stream_writer& writer, std::string_view line, const tls_options& options)
+{
+    detail::require_request(is_imap_request(line), "answer_imap", "a tag and STARTTLS");
+    const std::string tag(detail::take_tag(line));
+    detail::take_word(line);
+    if (!detail::is_line_end(line))
+        return detail::refuse_starttls(reader, writer, tag + " BAD STARTTLS has no parameters\r\n");
+    const std::string granted = tag + " OK Begin TLS negotiation now\r\n";
+    const std::string unavailable = tag + " NO TLS is not available\r\n";
+    const std::string encrypted = tag + " BAD TLS is active\r\n";
+    return detail::answer_starttls(reader, writer, options,
+                                   {.granted = granted, .unavailable = unavailable, .encrypted = encrypted});
+}
+
+} // namespace starttls
+} // namespace upgradeable_streams
+
+#endif

@@ -1,0 +1,121 @@
+/// @file
+/// STARTTLS in IRC (IRCv3's extension `tls`).
+#ifndef UPGRADEABLE_STREAMS_STARTTLS_IRC_HPP
+#define UPGRADEABLE_STREAMS_STARTTLS_IRC_HPP
+
+#include <upgradeable_streams/detail/starttls_answer.hpp>
+#include <upgradeable_streams/detail/starttls_dialogue.hpp>
+#include <upgradeable_streams/error.hpp>
+#include <upgradeable_streams/starttls/negotiation.hpp>
+#include <upgradeable_streams/stream_reader.hpp>
+#include <upgradeable_streams/stream_writer.hpp>
+#include <upgradeable_streams/tls.hpp>
+
+#include <asio/awaitable.hpp>
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace upgradeable_streams
+{
+namespace starttls
+{
+
+/// Upgrades, before the client registers; what the server says meanwhile is skipped, but for PING, which is answered.
+///
+/// IRC offers nothing beforehand: a server that answers 421, 451 or 691 is one that `attempt` uses in plain text. Where
+/// TLS is required, 421 and 451 (the command is not known) are errc::tls_not_offered, and 691 (STARTTLS failed) is
+/// request_refused. Servers that ignore what they do not know are errc::negotiation_timeout.
+///
+/// Returns: no `capabilities`; CAP LS begins the registration.
+asio::awaitable<negotiated> irc(const stream_reader& reader, const stream_writer& writer,
+                                const starttls_options& options = {});
+
+/// Whether a client's line is STARTTLS, with or without parameters.
+inline bool is_irc_request(std::string_view line)
+{
+    return detail::take_word(line) == "starttls";
+}
+
+/// Answers a client's STARTTLS with 670 and upgrades, or with 691 says why not: parameters, no context, TLS already.
+/// To a client that has begun to register, 691 is for the caller to say.
+///
+/// Errors: std::invalid_argument for a `server_name`, by which the server calls itself, that is not a word.
+asio::awaitable<std::pair<stream_reader, stream_writer>> answer_irc(const stream_reader& reader,
+                                                                    const stream_writer& writer, std::string_view line,
+                                                                    std::string_view server_name,
+                                                                    const tls_options& options = {});
+
+} // namespace starttls
+
+namespace detail
+{
+
+inline asio::awaitable<std::vector<std::string>> talk_irc(starttls_dialogue& dialogue)
+{
+    if (!dialogue.wants_tls(true))
+        co_return std::vector<std::string>();
+    dialogue.ask("STARTTLS", "STARTTLS\r\n");
+    for (;;)
+    {
+        const std::string line = co_await dialogue.read_line();
+        std::string_view parameters = line;
+        std::string command = take_word(parameters);
+        for (const char mark : {'@', ':'}) // tags and prefix
+            if (command.starts_with(mark))
+                command = take_word(parameters);
+        if (command == "670")
+        {
+            co_await dialogue.start_tls();
+            co_return std::vector<std::string>();
+        }
+        if (command == "421" || command == "451" || command == "691")
+        {
+            dialogue.refused(command == "691" ? errc::request_refused : errc::tls_not_offered);
+            co_return std::vector<std::string>();
+        }
+        if (command == "error")
+            dialogue.fail(errc::request_refused);
+        if (command == "ping")
+            dialogue.writer().write("PONG " + std::string(parameters) + "\r\n");
+    }
+}
+
+} // namespace detail
+
+namespace starttls
+{
+
+inline asio::awaitable<negotiated> irc(const stream_reader& reader, const stream_writer& writer,
+                                       const starttls_options& options)
+{
+    const auto dialogue = std::make_shared<detail::starttls_dialogue>("IRC", reader, writer, options);
+    return detail::starttls_dialogue::run(dialogue, detail::talk_irc(*dialogue));
+}
+
+inline asio::awaitable<std::pair<stream_reader, stream_writer>>
+answer_irc(const stream_reader& reader, const stream_writer& writer, std::string_view line,
+           std::string_view server_name, const tls_options& options)
+{
+    detail::require_request(is_irc_request(line), "answer_irc", "STARTTLS");
+    if (!detail::is_word(server_name))
+        throw std::invalid_argument("server_name must be the name that the server sends before its replies");
+    const std::string failed = ":" + std::string(server_name) + " 691 * :STARTTLS failed: ";
+    detail::take_word(line);
+    if (!detail::is_line_end(line))
+        return detail::refuse_starttls(reader, writer, failed + "it has no parameters\r\n");
+    const std::string granted = ":" + std::string(server_name) + " 670 * :STARTTLS successful, go ahead with TLS\r\n";
+    const std::string unavailable = failed + "TLS is not available\r\n";
+    const std::string encrypted = failed + "TLS is active\r\n";
+    return detail::answer_starttls(reader, writer, options,
+                                   {.granted = granted, .unavailable = unavailable, .encrypted = encrypted});
+}
+
+} // namespace starttls
+} // namespace upgradeable_streams
+
+#endif

@@ -1,0 +1,117 @@
+/// @file
+/// STARTTLS in NNTP (RFC 4642).
+#ifndef UPGRADEABLE_STREAMS_STARTTLS_NNTP_HPP
+#define UPGRADEABLE_STREAMS_STARTTLS_NNTP_HPP
+
+#include <upgradeable_streams/detail/starttls_answer.hpp>
+#include <upgradeable_streams/detail/starttls_code.hpp>
+#include <upgradeable_streams/detail/starttls_dialogue.hpp>
+#include <upgradeable_streams/error.hpp>
+#include <upgradeable_streams/starttls/negotiation.hpp>
+#include <upgradeable_streams/stream_reader.hpp>
+#include <upgradeable_streams/stream_writer.hpp>
+#include <upgradeable_streams/tls.hpp>
+
+#include <asio/awaitable.hpp>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace upgradeable_streams
+{
+namespace starttls
+{
+
+/// Reads the greeting and says CAPABILITIES, upgrades, and says CAPABILITIES again. A server that does not know that
+/// does not offer TLS.
+///
+/// Returns: `capabilities` are the lines of the last answer, as `VERSION 2`, `READER`, `AUTHINFO USER`.
+asio::awaitable<negotiated> nntp(const stream_reader& reader, const stream_writer& writer,
+                                 const starttls_options& options = {});
+
+/// Whether a client's line is STARTTLS, with or without parameters.
+inline bool is_nntp_request(std::string_view line)
+{
+    return detail::take_word(line) == "starttls";
+}
+
+/// Answers a client's STARTTLS with 382 and upgrades, or says why not: 501 to parameters, 580 without a context, 502 in
+/// TLS. To a client that has logged in, 502 is for the caller to say (RFC 4642 section 2.2.1).
+asio::awaitable<std::pair<stream_reader, stream_writer>> answer_nntp(const stream_reader& reader,
+                                                                     const stream_writer& writer, std::string_view line,
+                                                                     const tls_options& options = {});
+
+} // namespace starttls
+
+namespace detail
+{
+
+/// Reads a response, which has one line. Returns: its code (RFC 3977 section 3.2).
+inline asio::awaitable<std::string> read_nntp(starttls_dialogue& dialogue)
+{
+    const std::string line = co_await dialogue.read_line();
+    co_return reply_code(dialogue, line);
+}
+
+inline asio::awaitable<std::vector<std::string>> ask_nntp_capabilities(starttls_dialogue& dialogue)
+{
+    dialogue.ask("CAPABILITIES", "CAPABILITIES\r\n");
+    const std::string code = co_await read_nntp(dialogue);
+    std::vector<std::string> capabilities;
+    if (code == "101")
+        capabilities = co_await dialogue.read_lines_to_dot();
+    else if (!is_negative(code))
+        dialogue.fail(errc::reply_malformed);
+    co_return capabilities;
+}
+
+inline asio::awaitable<std::vector<std::string>> talk_nntp(starttls_dialogue& dialogue)
+{
+    const std::string greeting = co_await read_nntp(dialogue);
+    if (greeting != "200" && greeting != "201")
+        dialogue.fail(errc::request_refused);
+    std::vector<std::string> capabilities = co_await ask_nntp_capabilities(dialogue);
+    if (!dialogue.wants_tls(std::ranges::any_of(capabilities, starttls::is_nntp_request)))
+        co_return capabilities;
+    dialogue.ask("STARTTLS", "STARTTLS\r\n");
+    const std::string go_ahead = co_await read_nntp(dialogue);
+    if (go_ahead != "382")
+        dialogue.fail(errc::request_refused);
+    co_await dialogue.start_tls();
+    capabilities = co_await ask_nntp_capabilities(dialogue);
+    co_return capabilities;
+}
+
+} // namespace detail
+
+namespace starttls
+{
+
+inline asio::awaitable<negotiated> nntp(const stream_reader& reader, const stream_writer& writer,
+                                        const starttls_options& options)
+{
+    const auto dialogue = std::make_shared<detail::starttls_dialogue>("NNTP", reader, writer, options);
+    return detail::starttls_dialogue::run(dialogue, detail::talk_nntp(*dialogue));
+}
+
+inline asio::awaitable<std::pair<stream_reader, stream_writer>>
+answer_nntp(const stream_reader& reader, const stream_writer& writer, std::string_view line, const tls_options& options)
+{
+    detail::require_request(is_nntp_request(line), "answer_nntp", "STARTTLS");
+    detail::take_word(line);
+    if (!detail::is_line_end(line))
+        return detail::refuse_starttls(reader, writer, "501 STARTTLS has no parameters\r\n");
+    return detail::answer_starttls(reader, writer, options,
+                                   {.granted = "382 Continue with TLS negotiation\r\n",
+                                    .unavailable = "580 Can not initiate TLS negotiation\r\n",
+                                    .encrypted = "502 TLS is active\r\n"});
+}
+
+} // namespace starttls
+} // namespace upgradeable_streams
+
+#endif
