@@ -7,6 +7,7 @@
 #include "support/pattern.hpp"
 #include "support/process.hpp"
 #include "support/run.hpp"
+#include "support/served_client.hpp"
 #include "support/socket_pair.hpp"
 #include "support/thread.hpp"
 #include "support/tls_records.hpp"
@@ -38,18 +39,9 @@ namespace
 
 using command = std::vector<std::string>;
 
-/// Whether a test has to be skipped, because `probe` fails.
-bool is_missing(const std::string& what, const command& probe)
-{
-    if (test::succeeds(probe))
-        return false;
-    WARN("skipped: there is no " << what);
-    return true;
-}
-
 bool is_python_missing()
 {
-    return is_missing("Python 3.11 or newer",
+    return test::is_missing("Python 3.11 or newer",
                       {"python3", "-c", "import sys, ssl; sys.exit(sys.version_info < (3, 11))"});
 }
 
@@ -85,32 +77,6 @@ asio::awaitable<void> late_echo(us::stream_reader reader, us::stream_writer writ
     };
     co_await test::eventually(more_has_come);
     co_await test::echo(reader, writer);
-}
-
-struct served
-{
-    test::process::outcome client;
-    std::vector<test::error_log::entry> errors; ///< Of the server.
-};
-
-/// Serves with this handler while `run_client(port)` runs a program, on a thread of its own.
-template <typename RunClient>
-served serve(us::connection_handler handler, RunClient run_client)
-{
-    return test::run(
-        [&]() -> asio::awaitable<served>
-        {
-            asio::ssl::context ssl = test::make_server_context();
-            const test::error_log errors;
-            us::server server = co_await us::start_server(handler, "127.0.0.1", 0,
-                                                          {.ssl = &ssl, .upgradeable = true, .error_handler = errors});
-            const std::string port = std::to_string(server.sockets().at(0).port);
-            auto outcome = co_await test::joined(test::run_in_thread([&] { return run_client(port); }));
-            server.close();
-            co_await server.wait_closed();
-            served result{std::move(outcome), errors.entries()};
-            co_return result;
-        });
 }
 
 /// `version` is that of TLS, `name` the one that the certificate has to be for.
@@ -251,7 +217,7 @@ TEST_CASE("interop: openssl s_client upgrades by SMTP's STARTTLS")
         client.write("hello\n");
         return client.wait();
     };
-    const auto [client, errors] = serve(smtp, run_client);
+    const auto [client, errors] = test::serve(smtp, run_client);
     INFO(client.output << client.errors);
     CHECK(client.status == 0);
     CHECK_THAT(client.output, test::ends_with("TLSv" + version + " hello\n"));
@@ -265,7 +231,7 @@ TEST_CASE("interop: openssl s_client refuses a certificate for another name, and
     const std::string version = GENERATE(as<std::string>(), "1.2", "1.3");
     const auto run_client = [&](const std::string& port)
     { return test::run_process(s_client(port, version, "other.example")); };
-    const auto [client, errors] = serve(smtp, run_client);
+    const auto [client, errors] = test::serve(smtp, run_client);
     INFO(client.output << client.errors);
     CHECK(client.status == 1);
     CHECK_THAT(client.errors, test::contains("hostname mismatch"));
@@ -290,7 +256,7 @@ TEST_CASE("interop: gnutls-cli upgrades by SMTP's STARTTLS, asked for by the use
         outcome.output.insert(0, output);
         return outcome;
     };
-    const auto [client, errors] = serve(smtp, run_client);
+    const auto [client, errors] = test::serve(smtp, run_client);
     INFO(client.output << client.errors);
     CHECK(client.status == 0);
     CHECK_THAT(client.output, test::contains("The certificate is trusted."));
@@ -306,7 +272,7 @@ TEST_CASE("interop: gnutls-cli refuses a certificate for another name, and the s
     const std::string version = GENERATE(as<std::string>(), "1.2", "1.3");
     const auto run_client = [&](const std::string& port)
     { return test::run_process(gnutls_cli("--starttls-proto=smtp", port, version, "other.example")); };
-    const auto [client, errors] = serve(smtp, run_client);
+    const auto [client, errors] = test::serve(smtp, run_client);
     INFO(client.output << client.errors);
     CHECK(client.status == 1);
     CHECK_THAT(client.output, test::contains("The name in the certificate does not match the expected."));
@@ -340,7 +306,7 @@ asyncio.run(main(*sys.argv[1:]))
     const auto run_client = [&](const std::string& port) {
         return test::run_process({"python3", "-c", script, port, test::authority().ca_file()});
     };
-    const auto [client, errors] = serve(late_echo, run_client);
+    const auto [client, errors] = test::serve(late_echo, run_client);
     CHECK(client.status == 0);
     CHECK(client.output == "b'plain\\n' b'secure\\n' TLSv1.3 True True\n");
     CHECK(client.errors.empty());
@@ -468,7 +434,7 @@ print(ftp.sock.version(), ftp.pwd(), ftp.quit())
     const auto run_client = [&](const std::string& port) {
         return test::run_process({"python3", "-c", script, port, test::authority().ca_file(), version});
     };
-    const auto [client, errors] = serve(ftp, run_client);
+    const auto [client, errors] = test::serve(ftp, run_client);
     CHECK(client.status == 0);
     const std::string name = version == "TLSv1_2" ? "TLSv1.2" : "TLSv1.3";
     CHECK(client.output == name + " /encrypted\nNone /plain 221 bye\n");
