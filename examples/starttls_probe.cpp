@@ -62,12 +62,20 @@ struct usage_error : std::runtime_error
     using std::runtime_error::runtime_error;
 };
 
+using client = asio::awaitable<us::starttls::negotiated>(const us::stream_reader&, const us::stream_writer&,
+                                                          const us::starttls::starttls_options&);
+
+asio::awaitable<us::starttls::negotiated> mysql(const us::stream_reader& reader, const us::stream_writer& writer,
+                                                const us::starttls::starttls_options& options)
+{
+    return us::starttls::mysql(reader, writer, options);
+}
+
 struct protocol
 {
     std::string_view name;
     std::string_view port;
-    asio::awaitable<us::starttls::negotiated> (*client)(const us::stream_reader&, const us::stream_writer&,
-                                                        const us::starttls::starttls_options&);
+    client* talk; ///< None of http-connect, which is told more.
 };
 
 constexpr std::array protocols = {
@@ -84,7 +92,7 @@ constexpr std::array protocols = {
     protocol{"xmpp-server", "5269", us::starttls::xmpp_server},
     protocol{"ldap", "389", us::starttls::ldap},
     protocol{"postgres", "5432", us::starttls::postgres},
-    protocol{"mysql", "3306", us::starttls::mysql},
+    protocol{"mysql", "3306", mysql},
     protocol{"http-connect", "3128", nullptr},
 };
 
@@ -122,7 +130,7 @@ struct target
         if (spoken == protocols.end())
             throw usage_error("there is no protocol \"" + std::string(protocol_name) + "\"");
         target made{spoken, endpoint::parse(server, spoken->port), std::string(name), {}};
-        if (!spoken->client)
+        if (!spoken->talk)
         {
             if (beyond.empty())
                 throw usage_error("http-connect needs a target behind the proxy");
@@ -238,7 +246,7 @@ try
     through.tls.server_hostname = wanted.name;
     auto dialogue = wanted.beyond
                         ? us::starttls::http_connect(reader, writer, wanted.beyond->host, wanted.beyond->port, through)
-                        : wanted.spoken->client(reader, writer, options);
+                        : wanted.spoken->talk(reader, writer, options);
     us::starttls::negotiated connection = co_await std::move(dialogue);
 
     SSL* const native = connection.writer.get_extra_info<"ssl_object">();
@@ -331,7 +339,7 @@ std::string as_text(const target& wanted, const report& made)
             << milliseconds(made.times.connected, made.times.handshake_begin) << " ms, handshake "
             << milliseconds(made.times.handshake_begin, made.times.handshake_end) << " ms\n";
     }
-    out << (made.failure.empty() ? "  verified for \"" + escaped(wanted.name) + "\"" : "  FAILED: " + made.failure) << '\n';
+    out << (made.failure.empty() ? "  verified for " + json_string(wanted.name) : "  FAILED: " + made.failure) << '\n';
     return out.str();
 }
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the servers of the tests here, as root on Debian 12, without questions and without starting any.
+# Installs the servers and clients of the tests here, as root on Debian 12, without questions and without starting any.
 set -eu
 export DEBIAN_FRONTEND=noninteractive
 policy=/usr/sbin/policy-rc.d
@@ -33,5 +33,5 @@ chmod 644 "$INNCONF"
 
 apt-get install -y --no-install-recommends -o Dpkg::Options::=--force-confold postfix dovecot-imapd dovecot-pop3d \
     dovecot-managesieved dovecot-lmtpd dovecot-submissiond inn2 vsftpd inspircd prosody slapd postgresql mariadb-server \
-    squid tinyproxy
+    squid tinyproxy openssl python3 gnutls-bin curl swaks libnet-ssleay-perl ldap-utils postgresql-client
 rm "$INNCONF"

@@ -104,7 +104,7 @@ const dialect imap{starttls::is_imap_request, starttls::answer_imap,
                        std::string untagged;
                        if (verb == "CAPABILITY")
                            untagged = is_tls ? "* CAPABILITY IMAP4rev1\r\n"
-                                             : "* CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED\r\n";
+                                             : "* CAPABILITY IMAP4rev1 STARTTLS\r\n";
                        else if (verb == "LOGOUT")
                            untagged = "* BYE\r\n";
                        else if (!is_tls)
@@ -129,7 +129,7 @@ const dialect sieve{starttls::is_sieve_request, starttls::answer_sieve,
                     [](bool is_tls) -> std::string
                     {
                         return std::string("\"IMPLEMENTATION\" \"test\"\r\n\"SASL\" \"\"\r\n\"SIEVE\" \"\"\r\n") +
-                               (is_tls ? "" : "\"STARTTLS\"\r\n") + "\"VERSION\" \"1.0\"\r\nOK\r\n";
+                               (is_tls ? "" : "\"STARTTLS\"\r\n") + "\"VERSION\" \"1.0\"\r\nOK \"ready\"\r\n";
                     },
                     [](const std::string&, const std::string&, bool) -> std::string { return "OK\r\n"; }, "LOGOUT", false,
                     true};
@@ -177,24 +177,25 @@ const dialect irc{starttls::is_irc_request, answer_irc, [](bool) -> std::string 
                   },
                   "QUIT"};
 
-awaitable<void> serve_xmpp(us::stream_reader reader, us::stream_writer writer)
+awaitable<void> serve_xmpp(std::string space, us::stream_reader reader, us::stream_writer writer)
 {
     for (;;)
     {
         std::string header = co_await reader.readuntil(">");
-        if (header.starts_with("<?xml"))
+        if (header.find("<?xml") != header.npos)
             header = co_await reader.readuntil(">");
-        if (header.find("stream:stream") == header.npos || header.starts_with("</"))
+        if (header.find("stream:stream") == header.npos || header.find("</") != header.npos)
             co_return;
-        writer.write("<?xml version='1.0'?><stream:stream xmlns='jabber:client' "
-                     "xmlns:stream='http://etherx.jabber.org/streams' id='1' from='localhost' version='1.0'>");
+        writer.write("<?xml version='1.0'?><stream:stream xmlns='" + space +
+                     "' xmlns:stream='http://etherx.jabber.org/streams' id='1' from='localhost' version='1.0'>");
         if (reader.is_tls())
         {
             writer.write("<stream:features/>");
             continue;
         }
         writer.write("<stream:features><starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/></stream:features>");
-        const std::string request = co_await reader.readuntil(">");
+        std::string request = co_await reader.readuntil(">");
+        request.erase(0, request.find('<')); // blanks may be between elements
         if (!starttls::is_xmpp_request(request))
             co_return;
         std::tie(reader, writer) = co_await starttls::answer_xmpp(reader, writer, request);
@@ -267,7 +268,7 @@ awaitable<void> serve_protocol(std::string_view name, us::stream_reader reader, 
     if (name == "irc")
         return serve_lines(irc, std::move(reader), std::move(writer));
     if (name == "xmpp" || name == "xmpp-server")
-        return serve_xmpp(std::move(reader), std::move(writer));
+        return serve_xmpp(name == "xmpp" ? "jabber:client" : "jabber:server", std::move(reader), std::move(writer));
     if (name == "ldap")
         return serve_ldap(std::move(reader), std::move(writer));
     if (name == "postgres")
