@@ -63,6 +63,7 @@ inline asio::awaitable<std::vector<std::string>> talk_irc(starttls_dialogue& dia
     for (;;)
     {
         const std::string line = co_await dialogue.read_line();
+        dialogue.explain(line);
         std::string_view parameters = line;
         std::string command = take_word(parameters);
         for (const char mark : {'@', ':'}) // tags and prefix
