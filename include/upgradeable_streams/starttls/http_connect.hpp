@@ -49,8 +49,8 @@ struct connect_options
 
 static_assert(std::is_trivially_destructible_v<connect_options>);
 
-/// Has a proxy connect to a host, and begins TLS with the host. Whoever has one pair in TLS with the proxy goes on inside
-/// that: `http_connect` with starttls_policy::never, then `start_tls<within_tls>({.server_hostname = host})`.
+/// Has a proxy connect to a host, and begins TLS with the host. With an HTTPS proxy, where the pair is in TLS already:
+/// `http_connect` with starttls_policy::never, then `start_tls<within_tls>({.server_hostname = host})`.
 ///
 /// Errors: std::invalid_argument for a host that is neither a domain nor an address, a user with a colon, or a control
 /// character in user or password; any status but 2xx is errc::request_refused.

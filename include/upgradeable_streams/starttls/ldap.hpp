@@ -170,9 +170,10 @@ inline asio::awaitable<std::vector<std::string>> talk_ldap(starttls_dialogue& di
     if (message[0] != ldap_sequence || !more)
         dialogue.fail(errc::reply_malformed);
     const std::string length = co_await dialogue.read(*more);
-    const std::size_t size = parse_big_endian(*more > 0 ? std::string_view(length) : std::string_view(message).substr(1));
+    message += length;
+    const std::size_t size = parse_big_endian(std::string_view(message).substr(*more > 0 ? 2 : 1));
     const std::string content = co_await dialogue.read(size);
-    message += length + content;
+    message += content;
 
     const std::optional<ldap_response> response = ldap_response::parse(message);
     if (!response)
