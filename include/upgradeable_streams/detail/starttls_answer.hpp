@@ -54,13 +54,16 @@ struct starttls_answers
     std::string_view granted;
     std::string_view unavailable; ///< There is no context.
     std::string_view encrypted;   ///< There is TLS already.
+    bool closes = false;          ///< The connection, unless it is granted.
 };
 
 inline asio::awaitable<std::pair<stream_reader, stream_writer>>
 answer_starttls(stream_reader reader, stream_writer writer, std::string answer,
-                std::optional<asio::awaitable<std::pair<stream_reader, stream_writer>>> upgrade)
+                std::optional<asio::awaitable<std::pair<stream_reader, stream_writer>>> upgrade, bool closes)
 {
     writer.write(answer);
+    if (!upgrade && closes)
+        writer.close();
     if (!upgrade)
         co_return std::pair(std::move(reader), std::move(writer));
     auto encrypted = co_await *std::move(upgrade);
@@ -78,14 +81,14 @@ answer_starttls(const stream_reader& reader, const stream_writer& writer, const 
         answer = options.ssl || writer.is_upgradeable() ? answers.granted : answers.unavailable;
     if (answer == answers.granted)
         upgrade.emplace(stream_writer(writer).start_tls(options));
-    return answer_starttls(reader, writer, std::string(answer), std::move(upgrade));
+    return answer_starttls(reader, writer, std::string(answer), std::move(upgrade), answers.closes);
 }
 
 /// Answers no.
 inline asio::awaitable<std::pair<stream_reader, stream_writer>>
 refuse_starttls(const stream_reader& reader, const stream_writer& writer, std::string_view answer)
 {
-    return answer_starttls(reader, writer, std::string(answer), std::nullopt);
+    return answer_starttls(reader, writer, std::string(answer), std::nullopt, false);
 }
 
 } // namespace upgradeable_streams::detail
