@@ -147,7 +147,7 @@ TEST_CASE("starttls clients: a server that does not come to an end is cut off, a
             {
                 if (nth == 0 && endless == meant.endless)
                     CHECK(result.error == errc::reply_too_long);
-                CHECK(is_complaint(result.error));
+                CHECK((is_complaint(result.error) || result.error == errc::plaintext_injection));
                 CHECK(result.grown < 512 * 1024);
             });
 }

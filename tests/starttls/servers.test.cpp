@@ -141,7 +141,13 @@ TEST_CASE("starttls servers: what a client sends behind its request in plain tex
         const auto play = [&](raw_peer& peer)
         {
             peer.send_all(how.request + "smuggled\r\n");
-            expect(peer.recv_exactly(how.granted.size()), how.granted);
+            try
+            {
+                peer.recv_all();
+            }
+            catch (const std::system_error&) // a reset, for not all was read
+            {
+            }
         };
         const answered result = serve(how, how.request.size(), state::upgradeable, chunk, play);
         CHECK(result.error == errc::plaintext_injection);
