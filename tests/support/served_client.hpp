@@ -4,6 +4,7 @@
 // Programs of others, as clients of the library's server.
 
 #include "catch.hpp"
+#include "certificates.hpp"
 #include "contexts.hpp"
 #include "echo_server.hpp"
 #include "process.hpp"
@@ -39,12 +40,13 @@ struct served
 
 /// Serves with this handler while `run_client(port)` runs a program, on a thread of its own.
 template <typename RunClient>
-served serve(upgradeable_streams::connection_handler handler, RunClient run_client)
+served serve(upgradeable_streams::connection_handler handler, RunClient run_client,
+             const issued& identity = localhost_certificate())
 {
     return run(
         [&]() -> asio::awaitable<served>
         {
-            asio::ssl::context ssl = make_server_context();
+            asio::ssl::context ssl = make_server_context(identity);
             const error_log errors;
             upgradeable_streams::server server = co_await upgradeable_streams::start_server(
                 handler, "127.0.0.1", 0, {.ssl = &ssl, .upgradeable = true, .error_handler = errors});
