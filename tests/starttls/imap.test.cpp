@@ -16,7 +16,7 @@ using us::errc;
 TEST_CASE("imap: capabilities in the greeting are not asked for again, and those in other replies are not believed")
 {
     for (const std::string greeting :
-         {"* OK [CAPABILITY IMAP4rev1 STARTTLS] ready\r\n", "* ok [capability StartTLS]\n"})
+         {"* OK [CAPABILITY IMAP4rev1 STARTTLS] ready\r\n", "* ok [capability  StartTLS ]\n"})
     {
         const test::outcome result =
             test::negotiate(us::starttls::imap,

@@ -40,7 +40,8 @@ TEST_CASE("irc: numerics are commands, not what stands in parameters, tags or pr
 {
     const std::string others =
         "\r\n670x\r\nNOTICE 670\r\n:670 NOTICE * :670 691 421\r\n@670 :691 001 670 :ERROR\r\n:670\r\n@691\r\n"
-        ":a :b 421 c\r\n:a @b 421 c\r\n";
+        ":irc.example NOTICE * :\x02Hello\x0f \x03"
+        "4you\r\n:a :b 421 c\r\n:a @b 421 c\r\n";
     const test::outcome result =
         test::negotiate(us::starttls::irc, {hear("STARTTLS\r\n"), say(others + "670\r\n"), test::begin_tls()});
     CHECK(result.what == "");
