@@ -46,8 +46,8 @@ public:
     /// As much as a reply to the last request may have.
     asio::awaitable<std::string> read(std::size_t size);
 
-    /// The next line without its end, which is CRLF or LF. Control characters but tabs are errc::reply_malformed.
-    asio::awaitable<std::string> read_line();
+    /// The next line without its end, which is CRLF or LF. Control characters but these are errc::reply_malformed.
+    asio::awaitable<std::string> read_line(std::string_view controls = "\t");
 
     /// The lines up to one that is a dot, without what they were stuffed with (RFC 1939 section 3, RFC 3977 section 3.1.1).
     asio::awaitable<std::vector<std::string>> read_lines_to_dot();
@@ -132,14 +132,16 @@ inline asio::awaitable<std::string> starttls_dialogue::read(std::size_t size)
     co_return bytes;
 }
 
-inline asio::awaitable<std::string> starttls_dialogue::read_line()
+inline asio::awaitable<std::string> starttls_dialogue::read_line(std::string_view controls)
 {
     std::string line = co_await reader_.readline();
     hear(line);
     if (!line.ends_with('\n'))
         fail(errc::incomplete_read);
     line.resize(line.size() - (line.ends_with("\r\n") ? 2 : 1));
-    if (std::ranges::any_of(line, [](unsigned char c) { return (c < ' ' && c != '\t') || c == 0x7f; }))
+    const auto is_refused = [&](unsigned char c)
+    { return (c < ' ' || c == 0x7f) && controls.find(static_cast<char>(c)) == controls.npos; };
+    if (std::ranges::any_of(line, is_refused))
         fail(errc::reply_malformed);
     co_return line;
 }

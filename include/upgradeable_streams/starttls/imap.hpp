@@ -92,14 +92,12 @@ inline asio::awaitable<std::vector<std::string>> ask_imap(starttls_dialogue& dia
     }
 }
 
-/// What a greeting tells of capabilities; nothing where it tells none (RFC 9051 section 7.1).
+/// What a greeting tells of capabilities (RFC 9051 section 7.1). Returns: empty where it tells none.
 inline std::vector<std::string> capabilities_in(std::string_view greeting)
 {
-    constexpr std::string_view code = "[capability ";
-    const std::size_t end = greeting.find(']');
-    if (end == greeting.npos || !lower_case(greeting).starts_with(code))
-        return {};
-    return split_words(greeting.substr(code.size(), end - code.size()));
+    std::string_view code = greeting.substr(0, greeting.find(']'));
+    const bool is_told = take_word(code) == "[capability" && greeting.find(']') != greeting.npos;
+    return split_words(is_told ? code : std::string_view());
 }
 
 inline asio::awaitable<std::vector<std::string>> talk_imap(starttls_dialogue& dialogue)

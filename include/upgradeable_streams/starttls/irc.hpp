@@ -42,7 +42,6 @@ inline bool is_irc_request(std::string_view line)
 }
 
 /// Answers a client's STARTTLS with 670 and upgrades, or with 691 says why not: parameters, no context, TLS already.
-/// To a client that has begun to register, 691 is for the caller to say.
 ///
 /// Errors: std::invalid_argument for a `server_name`, by which the server calls itself, that is not a word.
 asio::awaitable<std::pair<stream_reader, stream_writer>> answer_irc(const stream_reader& reader,
@@ -55,6 +54,9 @@ asio::awaitable<std::pair<stream_reader, stream_writer>> answer_irc(const stream
 namespace detail
 {
 
+/// What formats text, in the banners of some servers too.
+inline constexpr std::string_view irc_formats = "\t\x01\x02\x03\x04\x0f\x11\x16\x1d\x1e\x1f";
+
 inline asio::awaitable<std::vector<std::string>> talk_irc(starttls_dialogue& dialogue)
 {
     if (!dialogue.wants_tls(true))
@@ -62,7 +64,7 @@ inline asio::awaitable<std::vector<std::string>> talk_irc(starttls_dialogue& dia
     dialogue.ask("STARTTLS", "STARTTLS\r\n");
     for (;;)
     {
-        const std::string line = co_await dialogue.read_line();
+        const std::string line = co_await dialogue.read_line(irc_formats);
         dialogue.explain(line);
         std::string_view parameters = line;
         std::string command = take_word(parameters);

@@ -26,7 +26,8 @@
 ///
 /// Errors, of every answer: std::invalid_argument for another request; as stream_writer::start_tls: what the client sent
 /// behind its request is the beginning of TLS, or errc::plaintext_injection. Answers return the pair to go on with, in
-/// plain text after a refusal.
+/// plain text after a refusal. A client that has logged in (in irc, begun to register) may not ask for TLS any more in
+/// imap, pop3, sieve, nntp and irc; that is for the caller to say.
 ///
 /// Cancellation: closes the connection.
 ///

@@ -40,7 +40,7 @@ inline bool is_nntp_request(std::string_view line)
 }
 
 /// Answers a client's STARTTLS with 382 and upgrades, or says why not: 501 to parameters, 580 without a context, 502 in
-/// TLS. To a client that has logged in, 502 is for the caller to say (RFC 4642 section 2.2.1).
+/// TLS.
 asio::awaitable<std::pair<stream_reader, stream_writer>> answer_nntp(const stream_reader& reader,
                                                                      const stream_writer& writer, std::string_view line,
                                                                      const tls_options& options = {});

@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_STARTTLS_SMTP_HPP
 
 #include <upgradeable_streams/detail/starttls_answer.hpp>
+#include <upgradeable_streams/detail/starttls_code.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/socket_address.hpp>
@@ -59,15 +60,14 @@ inline asio::awaitable<std::vector<std::string>> expect_smtp(starttls_dialogue& 
     std::string first;
     for (bool is_last = false; !is_last;)
     {
-        std::string line = co_await dialogue.read_line();
-        line.resize(std::max<std::size_t>(line.size(), 4), ' ');
+        const std::string line = co_await dialogue.read_line();
+        const std::string line_code = reply_code(dialogue, line, " -");
         if (lines.empty())
-            first = line.substr(0, 3);
-        is_last = line[3] == ' ';
-        if (first.find_first_not_of("0123456789") != first.npos || !line.starts_with(first) ||
-            (!is_last && line[3] != '-'))
+            first = line_code;
+        if (line_code != first)
             dialogue.fail(errc::reply_malformed);
-        lines.push_back(line.substr(4));
+        is_last = line.find('-') != 3;
+        lines.push_back(line.substr(std::min<std::size_t>(line.size(), 4)));
     }
     if (first != code)
         dialogue.fail(errc::request_refused);

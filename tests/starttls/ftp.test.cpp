@@ -1,0 +1,88 @@
+// What is FTP's own: nothing is offered beforehand, data connections are to be encrypted too, and replies have lines of
+// any form.
+
+#include "conversation.hpp"
+#include "support/catch.hpp"
+
+#include <upgradeable_streams/starttls/ftp.hpp>
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+namespace us = upgradeable_streams;
+using test::hear;
+using test::say;
+using us::errc;
+
+TEST_CASE(
+    "ftp: with attempt a refusal of AUTH TLS leads on in plain text, but not a server that goes away or is at odds")
+{
+    for (const std::string refusal : {"500\r\n", "502 what?\r\n", "504 TLS?\r\n", "530 who?\r\n", "534 no\r\n",
+                                      "431 not now\r\n", "500-a\r\n234 b\r\n500 c\r\n"})
+    {
+        const test::outcome result = test::negotiate(
+            us::starttls::ftp,
+            {say("220 ready\r\n"), hear("AUTH TLS\r\n"), say(refusal), hear("FEAT\r\n"), say("500\r\n")},
+            {.policy = us::starttls_policy::attempt});
+        CAPTURE(refusal);
+        CHECK(result.what == "");
+        CHECK(result.trouble == "");
+        CHECK_FALSE(result.is_tls);
+        CHECK(result.goes_on);
+    }
+    for (const std::string refusal : {"421 bye\r\n", "334 ADAT=\r\n", "200 ok\r\n"})
+    {
+        const test::outcome result = test::negotiate(
+            us::starttls::ftp, {say("220 ready\r\n"), hear("AUTH TLS\r\n"), say(refusal), {test::step::kind::finish}},
+            {.policy = us::starttls_policy::attempt});
+        CAPTURE(refusal);
+        CHECK(result.error == errc::request_refused);
+        CHECK(result.is_closed);
+    }
+}
+
+TEST_CASE("ftp: a server that would leave data connections in plain text is refused, over TLS")
+{
+    for (const std::size_t nth : {2u, 3u}) // PBSZ and PROT
+    {
+        const std::vector<test::step> steps =
+            test::instead(test::conversation_of("ftp").steps, nth, {say("536 no\r\n"), say("")});
+        for (const us::starttls_policy policy : {us::starttls_policy::require, us::starttls_policy::attempt})
+        {
+            const test::outcome result = test::negotiate(us::starttls::ftp, steps, {.policy = policy});
+            CHECK(result.error == errc::request_refused);
+            CHECK(result.reply == "536 no\r\n");
+            CHECK_FALSE(result.goes_on);
+        }
+    }
+}
+
+TEST_CASE("ftp: a server need not know FEAT, and answers it with features or a refusal")
+{
+    std::vector<test::step> steps = test::conversation_of("ftp").steps;
+    for (const std::string answer : {"500 what?\r\n", "530 who?\r\n", "211 none\r\n", "211-\n211 \n"})
+    {
+        steps.back() = say(answer);
+        const test::outcome result = test::negotiate(us::starttls::ftp, steps);
+        CAPTURE(answer);
+        CHECK(result.what == "");
+        CHECK(result.is_tls);
+        CHECK(result.capabilities.empty());
+    }
+    steps.back() = say("200 ok\r\n");
+    steps.push_back(say(""));
+    const test::outcome result = test::negotiate(us::starttls::ftp, steps);
+    CHECK(result.error == errc::reply_malformed);
+}
+
+TEST_CASE("ftp: a reply of several lines ends where its code and a blank begin a line")
+{
+    for (const std::string last : {"220\r\n", " 220 \r\n", "220-\r\n", "2200 \r\n", "221 \r\n", ""})
+    {
+        const test::outcome result =
+            test::negotiate(us::starttls::ftp, {say("220-a\r\n" + last), {test::step::kind::finish}});
+        CAPTURE(last);
+        CHECK(result.error == errc::incomplete_read);
+    }
+}

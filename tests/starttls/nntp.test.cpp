@@ -1,0 +1,37 @@
+// What is NNTP's own: responses of one line, most of which need no text.
+
+#include "conversation.hpp"
+#include "support/catch.hpp"
+
+#include <upgradeable_streams/starttls/nntp.hpp>
+
+#include <string>
+#include <vector>
+
+namespace us = upgradeable_streams;
+using test::say;
+using us::errc;
+
+TEST_CASE("nntp: a server that lists nothing over TLS has no capabilities, and those from before are forgotten")
+{
+    for (const std::string answer : {"101\n.\n", "503 not now\r\n"})
+    {
+        std::vector<test::step> steps = test::conversation_of("nntp").steps;
+        steps.back() = say(answer);
+        const test::outcome result = test::negotiate(us::starttls::nntp, steps);
+        CHECK(result.what == "");
+        CHECK(result.is_tls);
+        CHECK(result.capabilities.empty());
+    }
+}
+
+TEST_CASE("nntp: a code is three digits, alone or before a blank")
+{
+    for (const std::string response :
+         {"20\r\n", "2000\r\n", "200-a\r\n", "2x0 a\r\n", " 200 a\r\n", "\r\n", "200\ta\r\n"})
+    {
+        const test::outcome result = test::negotiate(us::starttls::nntp, {say(response), {test::step::kind::finish}});
+        CAPTURE(response);
+        CHECK(result.error == errc::reply_malformed);
+    }
+}
