@@ -133,6 +133,7 @@ struct answering
     std::string encrypted;   ///< In TLS.
     std::vector<refusal> refusals = {};
     std::vector<std::string> others; ///< Which do not ask for TLS.
+    bool closes = false;             ///< The connection, when the answer is no.
 };
 
 /// One of each protocol.

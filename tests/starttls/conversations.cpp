@@ -3,13 +3,18 @@
 #include "conversation.hpp"
 
 #include <upgradeable_streams/starttls/ftp.hpp>
+#include <upgradeable_streams/starttls/http_connect.hpp>
 #include <upgradeable_streams/starttls/imap.hpp>
 #include <upgradeable_streams/starttls/irc.hpp>
+#include <upgradeable_streams/starttls/ldap.hpp>
 #include <upgradeable_streams/starttls/lmtp.hpp>
+#include <upgradeable_streams/starttls/mysql.hpp>
 #include <upgradeable_streams/starttls/nntp.hpp>
 #include <upgradeable_streams/starttls/pop3.hpp>
+#include <upgradeable_streams/starttls/postgres.hpp>
 #include <upgradeable_streams/starttls/sieve.hpp>
 #include <upgradeable_streams/starttls/smtp.hpp>
+#include <upgradeable_streams/starttls/xmpp.hpp>
 
 namespace us = upgradeable_streams;
 using us::errc;
@@ -177,6 +182,130 @@ conversation of_irc()
             .endless = ":irc.example NOTICE * :and on\r\n"};
 }
 
+const std::string postgres_request("\0\0\0\x08\x04\xd2\x16\x2f", 8);
+
+conversation of_postgres()
+{
+    return {.name = "postgres",
+            .client = us::starttls::postgres,
+            .steps = {hear(postgres_request), say("S"), begin_tls()},
+            .not_offered = {{hear(postgres_request), say("N")}},
+            .refusals = {{0, "N", errc::tls_not_offered},
+                         {0, std::string("EFATAL: no more\n\0", 17), errc::request_refused},
+                         {0, std::string("E\0\0\0\x15SFATAL\0Mno more\0\0", 22), errc::request_refused}},
+            .endless = "EE"};
+}
+
+const std::string ldap_request("\x30\x1d\x02\x01\x01\x77\x18\x80\x16" "1.3.6.1.4.1.1466.20037");
+
+/// As servers of other people say it.
+std::string ldap_answer(char result)
+{
+    return std::string("\x30\x0c\x02\x01\x01\x78\x07\x0a\x01") + result + std::string("\x04\0\x04\0", 4);
+}
+
+/// As the library's servers say it.
+std::string answer_of_ldap(char result, const std::string& words)
+{
+    const auto element = [](char tag, const std::string& content)
+    { return std::string{tag, static_cast<char>(content.size())} + content; };
+    return element('\x30', std::string("\x02\x01\x01") +
+                               element('\x78', std::string("\x0a\x01") + result + std::string("\x04\0", 2) +
+                                                   element('\x04', words) + element('\x8a', "1.3.6.1.4.1.1466.20037")));
+}
+
+conversation of_ldap()
+{
+    return {.name = "ldap",
+            .client = us::starttls::ldap,
+            .steps = {hear(ldap_request), say(ldap_answer(0)), begin_tls()},
+            .not_offered = {{hear(ldap_request), say(ldap_answer(2))}},
+            .refusals = {{0, ldap_answer(2), errc::tls_not_offered},
+                         {0, ldap_answer(52), errc::tls_not_offered},
+                         {0, ldap_answer(1), errc::request_refused}},
+            .endless = "\x30\x84\x7f\xff\xff\xff"};
+}
+
+asio::awaitable<us::starttls::negotiated> mysql(const us::stream_reader& reader, const us::stream_writer& writer,
+                                                const us::starttls::starttls_options& options)
+{
+    return us::starttls::mysql(reader, writer, options);
+}
+
+/// The packet of a server that has all of the lower flags but those in `less`.
+std::string mysql_greeting(unsigned less)
+{
+    const unsigned flags = 0xffff & ~less;
+    return std::string("\x4a\0\0\0\x0a" "8.0.36\0" "\x07\0\0\0" "abcdefgh\0", 25) + static_cast<char>(flags & 0xff) +
+           static_cast<char>(flags >> 8) + std::string("\x2d\x02\0" "\xdf\xff\x15", 6) + std::string(10, '\0') +
+           std::string("ijklmnopqrst\0" "caching_sha2_password\0", 35);
+}
+
+conversation of_mysql()
+{
+    const std::string greeting = mysql_greeting(0);
+    return {.name = "mysql",
+            .client = mysql,
+            .steps = {say(greeting),
+                      hear(std::string("\x20\0\0\x01" "\x05\xaa\x0a\0" "\0\0\0\x01\x2d", 13) + std::string(23, '\0')),
+                      begin_tls()},
+            .greeting = greeting.substr(4),
+            .never = {{say(greeting)}},
+            .not_offered = {{say(mysql_greeting(0x800))}},
+            .refusals = {{0, mysql_greeting(0x800), errc::tls_not_offered},
+                         {0, std::string("\x0b\0\0\0\xff\x6a\x04" "go away!", 15), errc::request_refused}},
+            .endless = std::string("\0\0\x01\0\x0a", 5)};
+}
+
+conversation of_xmpp(std::string name, negotiator client, const std::string& attributes)
+{
+    const std::string tls = " xmlns='urn:ietf:params:xml:ns:xmpp-tls'";
+    const std::string streams = " xmlns:stream='http://etherx.jabber.org/streams'";
+    const std::string header = "<?xml version='1.0'?><stream:stream" + attributes + " version='1.0'" + streams + ">";
+    const std::string opening = "<?xml version='1.0'?>\n<stream:stream from=\"localhost\"" + streams + " version='1.0'>";
+    const std::string offer = opening + "<stream:features>\n<starttls" + tls + "><required/></starttls></stream:features>";
+    const std::string features = "<stream:features><a xmlns='urn:a'>b &gt; c</a> <d e='f > g'/></stream:features>";
+    const std::vector<std::string> children = {"<a xmlns='urn:a'>b &gt; c</a>", "<d e='f > g'/>"};
+    const std::string error = "<stream:error><host-unknown/></stream:error>";
+    return {.name = name,
+            .client = client,
+            .options = {.client_name = "us.example", .domain = "localhost"},
+            .steps = {hear(header), say(offer), hear("<starttls" + tls + "/>"), say("<proceed" + tls + "/>"), begin_tls(),
+                      hear(header), say(opening + features)},
+            .capabilities = children,
+            .never = {{hear(header), say(offer)}, {"<starttls" + tls + "><required/></starttls>"}},
+            .not_offered = {{hear(header), say(opening + features)}, children},
+            .refusals = {{0, opening + error, errc::request_refused},
+                         {0, opening + features, errc::tls_not_offered},
+                         {1, "<failure" + tls + "/>", errc::request_refused},
+                         {1, error, errc::request_refused}},
+            .endless = opening.substr(22)};
+}
+
+/// A proxy has no offers, and this client with `attempt` a tunnel in plain text.
+asio::awaitable<us::starttls::negotiated> http_connect(const us::stream_reader& reader, const us::stream_writer& writer,
+                                                       const us::starttls::starttls_options& options)
+{
+    using us::starttls_policy;
+    us::starttls::connect_options how{.tls = options.tls, .timeout = options.timeout, .user = "a", .password = "b:c"};
+    how.policy = options.policy == starttls_policy::attempt ? starttls_policy::never : options.policy;
+    return us::starttls::http_connect(reader, writer, "localhost", 443, how);
+}
+
+conversation of_http_connect()
+{
+    const step request = hear("CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n"
+                              "Proxy-Authorization: Basic YTpiOmM=\r\n\r\n");
+    return {.name = "http_connect",
+            .client = http_connect,
+            .steps = {request, say("HTTP/1.1 200 Connection established\r\nProxy-Agent: a: b\r\n\r\n"), begin_tls()},
+            .never = {{request, say("HTTP/1.1 200 OK\r\n\r\n")}},
+            .not_offered = {{request, say("HTTP/1.0 299 \r\n\r\n")}},
+            .refusals = {{0, "HTTP/1.1 407 Proxy Authentication Required\r\n", errc::request_refused},
+                         {0, "HTTP/1.0 503\r\n", errc::request_refused}},
+            .endless = "HTTP/1.1 100 Continue\r\n\r\n"};
+}
+
 } // namespace
 
 const std::vector<conversation>& conversations()
@@ -190,6 +319,12 @@ const std::vector<conversation>& conversations()
         of_nntp(),
         of_ftp(),
         of_irc(),
+        of_postgres(),
+        of_mysql(),
+        of_ldap(),
+        of_xmpp("xmpp", us::starttls::xmpp, " xmlns='jabber:client' to='localhost'"),
+        of_xmpp("xmpp_server", us::starttls::xmpp_server, " xmlns='jabber:server' from='us.example' to='localhost'"),
+        of_http_connect(),
     };
     return all;
 }
@@ -268,6 +403,37 @@ const std::vector<answering>& answerings()
          .encrypted = ":irc.example 691 * :STARTTLS failed: TLS is active\r\n",
          .refusals = {{"STARTTLS :now\r\n", ":irc.example 691 * :STARTTLS failed: it has no parameters\r\n"}},
          .others = {"NICK STARTTLS\r\n", ":STARTTLS\r\n", "\r\n", ""}},
+        {.name = "postgres",
+         .is_request = us::starttls::is_postgres_request,
+         .answer = us::starttls::answer_postgres,
+         .request = postgres_request,
+         .granted = "S",
+         .unavailable = "N",
+         .encrypted = "N",
+         .others = {"", postgres_request.substr(0, 7), postgres_request + "x",
+                    std::string("\0\0\0\x08\x04\xd2\x16\x30", 8)}},
+        {.name = "ldap",
+         .is_request = us::starttls::is_ldap_request,
+         .answer = us::starttls::answer_ldap,
+         .request = ldap_request,
+         .granted = answer_of_ldap('\x00', ""),
+         .unavailable = answer_of_ldap('\x34', "TLS is not available"),
+         .encrypted = answer_of_ldap('\x01', "TLS is active"),
+         .refusals = {{std::string("\x30\x1f\x02\x01\x01\x77\x1a\x80\x16" "1.3.6.1.4.1.1466.20037\x81\0", 33),
+                       answer_of_ldap('\x02', "StartTLS has no value")}},
+         .others = {"", ldap_request + "x", ldap_request.substr(0, 30),
+                    std::string("\x30\x0c\x02\x01\x01\x60\x07\x02\x01\x03\x04\0\x80\0", 14)}},
+        {.name = "xmpp",
+         .is_request = us::starttls::is_xmpp_request,
+         .answer = us::starttls::answer_xmpp,
+         .request = "<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>",
+         .granted = "<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>",
+         .unavailable = "<failure xmlns='urn:ietf:params:xml:ns:xmpp-tls'/></stream:stream>",
+         .encrypted = "<failure xmlns='urn:ietf:params:xml:ns:xmpp-tls'/></stream:stream>",
+         .others = {"", "<starttls/>", "<starttls xmlns='jabber:client'/>", "<auth xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>",
+                    "</starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'>",
+                    "<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'"},
+         .closes = true},
     };
     return all;
 }

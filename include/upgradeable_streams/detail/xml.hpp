@@ -58,6 +58,8 @@ struct xml_tag
 class xml_position
 {
 public:
+    bool is_in_tag() const { return inside_ != 0; }
+
     /// Returns: whether this byte was the end of a tag.
     bool pass(char c)
     {

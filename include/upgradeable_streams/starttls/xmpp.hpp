@@ -78,18 +78,17 @@ inline asio::awaitable<std::string> read_xmpp_tag(starttls_dialogue& dialogue, b
     xml_position position;
     for (bool is_whole = false; !is_whole;)
     {
-        const std::string piece = co_await dialogue.read_until({">", "\n"});
-        text += piece;
-        is_whole = std::ranges::count_if(piece, [&](char c) { return position.pass(c); }) > 0;
-        const std::size_t begin = std::min(text.find('<'), text.size());
-        const std::string_view before = std::string_view(text).substr(0, begin);
+        const std::string piece = co_await dialogue.read_until({">", "\n"}); // text, the one tag, or a part of either
+        const std::string_view before = std::string_view(piece).substr(0, position.is_in_tag() ? 0 : piece.find('<'));
         if (!is_xml_text(before) || (!is_in_element && before.find_first_not_of(xml_space) != before.npos))
             dialogue.fail(errc::reply_malformed);
+        is_whole = std::ranges::count_if(piece, [&](char c) { return position.pass(c); }) > 0;
+        text += piece;
     }
     co_return text;
 }
 
-/// Reads an element, in which what was in no namespace of its own is the stream's.
+/// Reads the stream's next element. Errors: errc::request_refused for the one that ends the stream.
 inline asio::awaitable<xmpp_element> read_xmpp_element(starttls_dialogue& dialogue)
 {
     xmpp_element element;
