@@ -1,7 +1,7 @@
 # Sourced by the scripts of servers/. Each is called with a directory to work in and the files of a certificate, of its
-# key and of its CA. It says what it needs, chooses its user and ports, writes a configuration, and serves: prints one line
-# of PROTOCOL=PORT once all of them accept connections on 127.0.0.1, and goes on until its standard input is closed or it
-# gets SIGTERM. Nothing that it started outlives it.
+# key and of its CA. It says what it needs, chooses its user and ports, writes a configuration, and serves: prints one
+# line of PROTOCOL=PORT once all of them accept connections on 127.0.0.1, and goes on until its standard input is closed
+# or it gets SIGTERM. Nothing that it started outlives it.
 #
 # Exit status: 0; 77 when something is not installed; otherwise an error, with the server's log on standard error.
 set -euo pipefail
@@ -66,15 +66,24 @@ serve() # COMMAND...
     set +m
     { read -r -d '' -u 3 || kill -- "-$server"; } & # lives on when the script is killed
     local protocol
-    for protocol in "${protocols[@]}"; do
-        until answers "${protocol#*=}"; do
-            if ! kill -0 "$server" 2>/dev/null || ((SECONDS > 60)); then exit 1; fi
-            sleep 0.05
-        done
-    done
+    for protocol in "${protocols[@]}"; do await answers "${protocol#*=}"; done
+    await is_ready
     echo "${protocols[@]}"
     wait "$server" || true
     read -t 0 -u 3 # at its end, unless the server ended by itself
+}
+
+await() # COMMAND...: until it succeeds
+{
+    until "$@"; do
+        if ! kill -0 "$server" 2>/dev/null || ((SECONDS > 60)); then exit 1; fi
+        sleep 0.05
+    done
+}
+
+is_ready() # for scripts of servers that accept connections before they serve them
+{
+    true
 }
 
 end()

@@ -1,5 +1,5 @@
 #!/bin/bash
-# IMAP, POP3, ManageSieve, LMTP and submission; the user "user" has the password "pass", which is refused in plain text.
+# IMAP, POP3, ManageSieve, LMTP and submission; the user "user" has the password "pass".
 source "${BASH_SOURCE%/*}/../server.sh"
 needs root dovecot /usr/lib/dovecot/{imap,pop3,managesieve,submission}-login /usr/lib/dovecot/lmtp
 ports imap pop3 sieve lmtp submission
