@@ -80,6 +80,7 @@ private:
     static constexpr std::size_t most_shown = 512;
 
     void hear(std::string_view bytes);
+    void close();
     void start_clock();
     void stop_clock() { ++clock_; }
 
@@ -209,21 +210,24 @@ inline void starttls_dialogue::start_clock()
             if (cancelled || !self || self->clock_ != clock)
                 return;
             self->expired_ = true;
-            self->writer_.close();
+            self->close();
         });
+}
+
+inline void starttls_dialogue::close()
+try
+{
+    writer_.close();
+}
+catch (const std::system_error&)
+{
+    // The handle is void: an upgrade that failed has closed the connection.
 }
 
 inline void starttls_dialogue::give_up()
 {
     stop_clock();
-    try
-    {
-        writer_.close();
-    }
-    catch (const std::system_error&)
-    {
-        // An upgrade that failed has closed the connection.
-    }
+    close();
     try
     {
         throw;
@@ -255,11 +259,11 @@ inline asio::awaitable<starttls::negotiated>
 starttls_dialogue::run(std::shared_ptr<starttls_dialogue> dialogue, asio::awaitable<std::vector<std::string>> talk)
 {
     const asio::any_io_executor executor = co_await asio::this_coro::executor;
-    dialogue->timer_.emplace(executor);
-    dialogue->start_clock();
     std::vector<std::string> capabilities;
     try
     {
+        dialogue->timer_.emplace(executor);
+        dialogue->start_clock();
         capabilities = co_await std::move(talk);
     }
     catch (...)
