@@ -16,6 +16,7 @@ cp "$4" "$1/ca.pem"
 cd "$1"
 : >log
 work=$PWD
+export TMPDIR=$work # MariaDB deletes what others left in its own
 run_as=()
 protocols=()
 server=
