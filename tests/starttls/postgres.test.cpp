@@ -15,7 +15,8 @@ using us::errc;
 namespace
 {
 
-test::outcome answer_postgres_client(const std::string& answer, us::starttls_policy policy = us::starttls_policy::require)
+test::outcome answer_postgres_client(const std::string& answer,
+                                     us::starttls_policy policy = us::starttls_policy::require)
 {
     const std::string request("\0\0\0\x08\x04\xd2\x16\x2f", 8);
     return test::negotiate(us::starttls::postgres, {test::hear(request), test::say(answer), {test::step::kind::finish}},
@@ -36,8 +37,8 @@ TEST_CASE("postgres: an error message is a refusal whatever the policy, and its 
             const test::outcome result = answer_postgres_client(message, policy);
             CAPTURE(message);
             CHECK(result.error == errc::request_refused);
-            CHECK_THAT(result.what, test::starts_with("PostgreSQL: to \"SSLRequest\" the server answered \"" +
-                                                      std::string(words)));
+            CHECK_THAT(result.what,
+                       test::starts_with("PostgreSQL: to \"SSLRequest\" the server answered \"" + std::string(words)));
             CHECK(result.reply == message);
             CHECK(result.is_closed);
         }
