@@ -247,7 +247,8 @@ conversation of_mysql()
     return {.name = "mysql",
             .client = mysql,
             .steps = {say(greeting),
-                      hear(std::string("\x20\0\0\x01" "\x05\xaa\x0a\0" "\0\0\0\x01\x2d", 13) + std::string(23, '\0')),
+                      hear(std::string("\x20\0\0\x01" "\x05\xaa\x0a\0" "\0\0\0\x01\x2d", 13) +
+                           std::string(23, '\0')),
                       begin_tls()},
             .greeting = greeting.substr(4),
             .never = {{say(greeting)}},
@@ -262,16 +263,18 @@ conversation of_xmpp(std::string name, negotiator client, const std::string& att
     const std::string tls = " xmlns='urn:ietf:params:xml:ns:xmpp-tls'";
     const std::string streams = " xmlns:stream='http://etherx.jabber.org/streams'";
     const std::string header = "<?xml version='1.0'?><stream:stream" + attributes + " version='1.0'" + streams + ">";
-    const std::string opening = "<?xml version='1.0'?>\n<stream:stream from=\"localhost\"" + streams + " version='1.0'>";
-    const std::string offer = opening + "<stream:features>\n<starttls" + tls + "><required/></starttls></stream:features>";
+    const std::string opening =
+        "<?xml version='1.0'?>\n<stream:stream from=\"localhost\"" + streams + " version='1.0'>";
+    const std::string offer =
+        opening + "<stream:features>\n<starttls" + tls + "><required/></starttls></stream:features>";
     const std::string features = "<stream:features><a xmlns='urn:a'>b &gt; c</a> <d e='f > g'/></stream:features>";
     const std::vector<std::string> children = {"<a xmlns='urn:a'>b &gt; c</a>", "<d e='f > g'/>"};
     const std::string error = "<stream:error><host-unknown/></stream:error>";
     return {.name = name,
             .client = client,
             .options = {.client_name = "us.example", .domain = "localhost"},
-            .steps = {hear(header), say(offer), hear("<starttls" + tls + "/>"), say("<proceed" + tls + "/>"), begin_tls(),
-                      hear(header), say(opening + features)},
+            .steps = {hear(header), say(offer), hear("<starttls" + tls + "/>"), say("<proceed" + tls + "/>"),
+                      begin_tls(), hear(header), say(opening + features)},
             .capabilities = children,
             .never = {{hear(header), say(offer)}, {"<starttls" + tls + "><required/></starttls>"}},
             .not_offered = {{hear(header), say(opening + features)}, children},
@@ -430,7 +433,8 @@ const std::vector<answering>& answerings()
          .granted = "<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>",
          .unavailable = "<failure xmlns='urn:ietf:params:xml:ns:xmpp-tls'/></stream:stream>",
          .encrypted = "<failure xmlns='urn:ietf:params:xml:ns:xmpp-tls'/></stream:stream>",
-         .others = {"", "<starttls/>", "<starttls xmlns='jabber:client'/>", "<auth xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>",
+         .others = {"", "<starttls/>", "<starttls xmlns='jabber:client'/>",
+                    "<auth xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>",
                     "</starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'>",
                     "<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'"},
          .closes = true},

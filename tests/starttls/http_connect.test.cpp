@@ -22,12 +22,13 @@ namespace
 /// To localhost:443.
 test::outcome answer_http_client(const std::string& answer, bool with_tls = false)
 {
-    const auto client = [](const us::stream_reader& reader, const us::stream_writer& writer,
-                           const us::starttls::starttls_options&)
+    const auto client =
+        [](const us::stream_reader& reader, const us::stream_writer& writer, const us::starttls::starttls_options&)
     { return us::starttls::http_connect(reader, writer, "localhost", 443); };
     const std::string request = "CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n\r\n";
-    return test::negotiate(client, {test::hear(request), test::say(answer),
-                                    {with_tls ? test::step::kind::tls : test::step::kind::finish}});
+    return test::negotiate(
+        client,
+        {test::hear(request), test::say(answer), {with_tls ? test::step::kind::tls : test::step::kind::finish}});
 }
 
 } // namespace
@@ -36,7 +37,8 @@ TEST_CASE("http_connect: any 2xx of HTTP/1 is a go-ahead, with or without header
 {
     for (const std::string answer :
          {"HTTP/1.0 200\r\n\r\n", "HTTP/1.1 299 \xc3\xa4\r\nContent-Length: 5\r\n\r\n", "HTTP/1.1 200 OK\n\n",
-          "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\nHTTP/1.1 204 x\r\nA: b\r\n c\r\n\r\n"})
+          "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\nHTTP/1.1 204 x\r\nA: b\r\n "
+          "c\r\n\r\n"})
     {
         const test::outcome result = answer_http_client(answer, true);
         CAPTURE(answer);
@@ -47,15 +49,17 @@ TEST_CASE("http_connect: any 2xx of HTTP/1 is a go-ahead, with or without header
 
 TEST_CASE("http_connect: any other status is a refusal that shows it, and what is no status line is malformed")
 {
-    for (const std::string status : {"101 Switching", "301 Moved", "403 Forbidden", "407 Login", "502 Bad", "099 x", "900 x"})
+    for (const std::string status :
+         {"101 Switching", "301 Moved", "403 Forbidden", "407 Login", "502 Bad", "099 x", "900 x"})
     {
         const test::outcome result = answer_http_client("HTTP/1.1 " + status + "\r\nA: b\r\n\r\n");
         CHECK(result.error == errc::request_refused);
-        CHECK_THAT(result.what, test::contains("HTTP: to \"CONNECT localhost:443\" the server answered \"HTTP/1.1 " +
-                                               status + '"'));
+        CHECK_THAT(result.what,
+                   test::contains("HTTP: to \"CONNECT localhost:443\" the server answered \"HTTP/1.1 " + status + '"'));
     }
-    for (const std::string line : {"HTTP/2 200 OK", "HTTP/1.2 200 OK", "HTTP/1.1  200 OK", "HTTP/1.1 20", "HTTP/1.1 2000",
-                                   "HTTP/1.1 2x0 OK", "ICY 200 OK", "", " HTTP/1.1 200 OK", "HTTP/1.1 200\tOK"})
+    for (const std::string line :
+         {"HTTP/2 200 OK", "HTTP/1.2 200 OK", "HTTP/1.1  200 OK", "HTTP/1.1 20", "HTTP/1.1 2000", "HTTP/1.1 2x0 OK",
+          "ICY 200 OK", "", " HTTP/1.1 200 OK", "HTTP/1.1 200\tOK"})
     {
         CAPTURE(line);
         CHECK(answer_http_client(line + "\r\n\r\n").error == errc::reply_malformed);
@@ -64,8 +68,8 @@ TEST_CASE("http_connect: any other status is a refusal that shows it, and what i
 
 TEST_CASE("http_connect: the certificate must be for the target, not for the proxy")
 {
-    const auto client = [](const us::stream_reader& reader, const us::stream_writer& writer,
-                           const us::starttls::starttls_options&)
+    const auto client =
+        [](const us::stream_reader& reader, const us::stream_writer& writer, const us::starttls::starttls_options&)
     { return us::starttls::http_connect(reader, writer, "target.example", "8443"); };
     const std::string request = "CONNECT target.example:8443 HTTP/1.1\r\nHost: target.example:8443\r\n\r\n";
     const test::outcome result =
@@ -76,8 +80,8 @@ TEST_CASE("http_connect: the certificate must be for the target, not for the pro
 
 TEST_CASE("http_connect: user and password are in the request, and not in errors")
 {
-    const auto client = [](const us::stream_reader& reader, const us::stream_writer& writer,
-                           const us::starttls::starttls_options&)
+    const auto client =
+        [](const us::stream_reader& reader, const us::stream_writer& writer, const us::starttls::starttls_options&)
     { return us::starttls::http_connect(reader, writer, "::1", 1, {.user = "Aladdin", .password = "open sesame"}); };
     const std::string secret = "QWxhZGRpbjpvcGVuIHNlc2FtZQ=="; // RFC 7617 section 2
     const std::string request =
@@ -110,8 +114,8 @@ TEST_CASE("http_connect: hosts, ports, users and passwords that would make anoth
                                                            {.user = user, .password = password}),
                                 std::invalid_argument);
             };
-            for (const std::string_view host : {"", "a b", "a\r\nb", "a\n", "a:80", "[::1]:80", "[]", "user@a", "a/", "a?", "a#",
-                                                "fe80::1%eth0", "*.a", "\xc3\xa4", "[::1", "::g"})
+            for (const std::string_view host : {"", "a b", "a\r\nb", "a\n", "a:80", "[::1]:80", "[]", "user@a", "a/",
+                                                "a?", "a#", "fe80::1%eth0", "*.a", "\xc3\xa4", "[::1", "::g"})
                 refuse(host);
             refuse(std::string_view("a\0b", 3));
             refuse("a", "https");
@@ -133,16 +137,15 @@ TEST_CASE("http_connect: through a proxy that is in TLS itself, TLS with the tar
             how.ssl = &test::client_context();
             test::stream_link link = co_await test::link_of_streams(how);
             const auto executor = co_await asio::this_coro::executor;
-            auto other = test::spawn(
-                executor,
-                [&]() -> asio::awaitable<void>
-                {
-                    const std::string request = co_await link.peer_reader.readuntil("\r\n\r\n");
-                    link.peer_writer.write("HTTP/1.1 200 OK\r\n\r\n");
-                    std::tie(link.peer_reader, link.peer_writer) =
-                        co_await link.peer_writer.start_tls<us::within_tls>();
-                    link.peer_writer.write("from the target\n");
-                });
+            auto other = test::spawn(executor,
+                                     [&]() -> asio::awaitable<void>
+                                     {
+                                         const std::string request = co_await link.peer_reader.readuntil("\r\n\r\n");
+                                         link.peer_writer.write("HTTP/1.1 200 OK\r\n\r\n");
+                                         std::tie(link.peer_reader, link.peer_writer) =
+                                             co_await link.peer_writer.start_tls<us::within_tls>();
+                                         link.peer_writer.write("from the target\n");
+                                     });
             CHECK_THROWS_AS(us::starttls::http_connect(link.reader, link.writer, "localhost", 1), std::system_error);
             us::starttls::negotiated made = co_await us::starttls::http_connect(
                 link.reader, link.writer, "localhost", 1, {.policy = us::starttls_policy::never});

@@ -66,7 +66,8 @@ TEST_CASE("ldap: a result but success is a refusal, and protocolError and unavai
     CHECK(answer_ldap_client(large).error == errc::request_refused);
 }
 
-TEST_CASE("ldap: an answer is taken with lengths of every form, with the name of StartTLS, and with what is unknown in it")
+TEST_CASE(
+    "ldap: an answer is taken with lengths of every form, with the name of StartTLS, and with what is unknown in it")
 {
     const std::string success(1, '\0');
     std::vector<std::string> answers;
@@ -88,20 +89,27 @@ TEST_CASE("ldap: an answer that is another message or of another request is malf
     const std::string success(1, '\0');
     const std::string good = extended_response(success);
     const std::string id = good.substr(2, 3), operation = good.substr(5);
-    for (const std::string& answer : {
-             std::string("\x30\x80\x02\x01\x01", 5),                                      // indefinite
-             extended_response(success, "", 1, 5),                                       // longer than any
-             extended_response(success, "", 2),                                          // of another request
-             extended_response(success, "", 0),                                          // unasked, but no notice
-             extended_response(success, ber('\x8a', "1.3.6.1.4.1.1466.20038")),          // of another operation
-             extended_response(success, ber('\x8a', "1.3.6.1.4.1.1466.20036")),          // a notice with our messageID
-             extended_response(""), extended_response(std::string(5, '\0')),             // no number
-             extended_response(success, "\x8a\x7f"), extended_response(success, "\x8a"), // cut short
-             ber('\x30', id + ber('\x61', operation.substr(2))),                         // a BindResponse
-             ber('\x30', operation), ber('\x30', ber('\x02', "") + operation), ber('\x30', ber('\x04', "\x01") + operation),
-             ber('\x30', id + "\x78\x84\x7f\xff\xff\xff" + operation.substr(2)), // longer than what holds it
-             ber('\x30', id + "\x78\x80" + operation.substr(2) + std::string(2, '\0')),
-             ber('\x30', id + ber('\x78', ber('\x0a', success))), ber('\x30', id), ber('\x30', ""), ber('\x31', id + operation)})
+    for (const std::string& answer :
+         {std::string("\x30\x80\x02\x01\x01", 5),                            // indefinite
+          extended_response(success, "", 1, 5),                              // longer than any
+          extended_response(success, "", 2),                                 // of another request
+          extended_response(success, "", 0),                                 // unasked, but no notice
+          extended_response(success, ber('\x8a', "1.3.6.1.4.1.1466.20038")), // of another operation
+          extended_response(success, ber('\x8a', "1.3.6.1.4.1.1466.20036")), // a notice with our messageID
+          extended_response(""),
+          extended_response(std::string(5, '\0')), // no number
+          extended_response(success, "\x8a\x7f"),
+          extended_response(success, "\x8a"),                 // cut short
+          ber('\x30', id + ber('\x61', operation.substr(2))), // a BindResponse
+          ber('\x30', operation),
+          ber('\x30', ber('\x02', "") + operation),
+          ber('\x30', ber('\x04', "\x01") + operation),
+          ber('\x30', id + "\x78\x84\x7f\xff\xff\xff" + operation.substr(2)), // longer than what holds it
+          ber('\x30', id + "\x78\x80" + operation.substr(2) + std::string(2, '\0')),
+          ber('\x30', id + ber('\x78', ber('\x0a', success))),
+          ber('\x30', id),
+          ber('\x30', ""),
+          ber('\x31', id + operation)})
     {
         const test::outcome result = answer_ldap_client(answer);
         CAPTURE(answer);
@@ -139,7 +147,8 @@ TEST_CASE("ldap: a request is known with lengths of every form, and answered wit
                 });
             CHECK_THAT(heard.substr(2), test::starts_with(ber('\x02', id) + '\x78'));
         }
-    for (const std::string& id : {std::string(1, '\0'), std::string("\x80"), std::string("\0\0\0\0\x01", 5), std::string()})
+    for (const std::string& id :
+         {std::string(1, '\0'), std::string("\x80"), std::string("\0\0\0\0\x01", 5), std::string()})
         CHECK_FALSE(us::starttls::is_ldap_request(start_tls_request(id)));
     CHECK_FALSE(us::starttls::is_ldap_request(start_tls_request("\x01", 5)));
 }

@@ -24,7 +24,12 @@ std::string mysql_packet(const std::string& payload, char number = 0)
 /// A greeting with these flags, which ends where flags of the upper half would begin.
 std::string short_greeting(const std::string& flags)
 {
-    return std::string("\x0a" "4.1\0" "\x07\0\0\0" "abcdefgh\0", 18) + flags;
+    return std::string("\x0a"
+                       "4.1\0"
+                       "\x07\0\0\0"
+                       "abcdefgh\0",
+                       18) +
+           flags;
 }
 
 test::outcome greet_mysql_client(const std::string& packet)
@@ -64,9 +69,11 @@ TEST_CASE("mysql: a server without CLIENT_SSL or CLIENT_PROTOCOL_41 does not off
 TEST_CASE("mysql: a greeting of another protocol, without its flags or out of sequence is malformed")
 {
     const std::string good = short_greeting("\xff\xff");
-    for (const std::string& packet :
-         {mysql_packet(""), mysql_packet("\x09" + good.substr(1)), mysql_packet(good.substr(0, 19)), mysql_packet(good, 1),
-          mysql_packet("\x0a" "without an end"), mysql_packet("\x0a")})
+    for (const std::string& packet : {mysql_packet(""), mysql_packet("\x09" + good.substr(1)),
+                                      mysql_packet(good.substr(0, 19)), mysql_packet(good, 1),
+                                      mysql_packet("\x0a"
+                                                   "without an end"),
+                                      mysql_packet("\x0a")})
     {
         const test::outcome result = greet_mysql_client(packet);
         CAPTURE(packet);
@@ -96,8 +103,7 @@ TEST_CASE("mysql: a login begins as the SSLRequest did, and without CLIENT_SSL i
                 });
             const us::starttls::negotiated plain{link.reader, link.writer, {}, greeting};
             const std::string without_tls = us::starttls::mysql_login_header(plain, client);
-            const us::starttls::negotiated made =
-                co_await us::starttls::mysql(link.reader, link.writer, {}, client);
+            const us::starttls::negotiated made = co_await us::starttls::mysql(link.reader, link.writer, {}, client);
             co_await test::joined(std::move(playing));
             const std::string rest = std::string("\x04\x03\x02\x01\x08", 5) + std::string(23, '\0');
             CHECK(made.greeting == greeting);

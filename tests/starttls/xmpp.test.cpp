@@ -19,15 +19,16 @@ using us::errc;
 namespace
 {
 
-const std::string xmpp_header = "<?xml version='1.0'?><stream:stream xmlns='jabber:client' to='localhost' version='1.0' "
-                                "xmlns:stream='http://etherx.jabber.org/streams'>";
+const std::string xmpp_header =
+    "<?xml version='1.0'?><stream:stream xmlns='jabber:client' to='localhost' version='1.0' "
+    "xmlns:stream='http://etherx.jabber.org/streams'>";
 const std::string xmpp_opening =
     "<stream:stream xmlns:stream='http://etherx.jabber.org/streams' version='1.0' from='localhost'>";
-const std::string xmpp_offer =
-    "<stream:features><starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/></stream:features>";
+const std::string xmpp_offer = "<stream:features><starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/></stream:features>";
 const std::string xmpp_request = "<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>";
 
-test::outcome open_xmpp_client(const std::vector<test::step>& steps, us::starttls_policy policy = us::starttls_policy::require)
+test::outcome open_xmpp_client(const std::vector<test::step>& steps,
+                               us::starttls_policy policy = us::starttls_policy::require)
 {
     return test::negotiate(us::starttls::xmpp, steps, {.policy = policy, .domain = "localhost"});
 }
@@ -38,16 +39,19 @@ TEST_CASE("xmpp: streams, features and the go-ahead are taken in every form of X
 {
     const std::string tls = "xmlns = \"urn:ietf:params:xml:ns:xmpp-tls\"";
     for (const std::string& first :
-         {"<?xml version=\"1.0\" encoding='UTF-8'?>\r\n" + xmpp_opening + xmpp_offer, " \n\t" + xmpp_opening + xmpp_offer,
-          "<stream:stream\n id='a>b\"' xmlns:stream\n=\n\"http://etherx.jabber.org/streams\"\nversion='1.0'\n>\n" + xmpp_offer,
+         {"<?xml version=\"1.0\" encoding='UTF-8'?>\r\n" + xmpp_opening + xmpp_offer,
+          " \n\t" + xmpp_opening + xmpp_offer,
+          "<stream:stream\n id='a>b\"' xmlns:stream\n=\n\"http://etherx.jabber.org/streams\"\nversion='1.0'\n>\n" +
+              xmpp_offer,
           xmpp_opening + "<stream:features><a>&lt;&gt;&amp;&apos;&quot;&#9;&#x41; > </a>\n<starttls " + tls +
               " ><required ></required ></starttls ></stream:features >"})
-        for (const std::string& proceed : {"<proceed " + tls + "/>", "\n<proceed " + tls + " />",
-                                           "<proceed " + tls + "></proceed>", "<proceed " + tls + ">\n <a/> b</proceed >"})
+        for (const std::string& proceed :
+             {"<proceed " + tls + "/>", "\n<proceed " + tls + " />", "<proceed " + tls + "></proceed>",
+              "<proceed " + tls + ">\n <a/> b</proceed >"})
         {
-            const test::outcome result = open_xmpp_client({hear(xmpp_header), say(first), hear(xmpp_request),
-                                                           say(proceed), test::begin_tls(), hear(xmpp_header),
-                                                           say(xmpp_opening + "<stream:features/>")});
+            const test::outcome result =
+                open_xmpp_client({hear(xmpp_header), say(first), hear(xmpp_request), say(proceed), test::begin_tls(),
+                                  hear(xmpp_header), say(xmpp_opening + "<stream:features/>")});
             CAPTURE(first, proceed);
             CHECK(result.what == "");
             CHECK(result.is_tls);
@@ -59,20 +63,41 @@ TEST_CASE("xmpp: what XMPP excludes, and what is no XML, is malformed")
 {
     const std::string bomb = "<!DOCTYPE a [<!ENTITY b \"&c;&c;\"><!ENTITY c \"&d;&d;\">]>";
     std::vector<std::string> firsts = {
-        bomb, bomb + xmpp_opening, "<!-- a -->" + xmpp_opening, "<?a b?>" + xmpp_opening, "\n<?xml version='1.0'?>" + xmpp_opening,
-        "<?xml version='1.0'?><?xml version='1.0'?>" + xmpp_opening, "\xef\xbb\xbf" + xmpp_opening, "220 ready\r\n",
-        "<stream:stream version='1.0'>", "<stream:stream xmlns:stream='jabber:client' version='1.0'>",
+        bomb,
+        bomb + xmpp_opening,
+        "<!-- a -->" + xmpp_opening,
+        "<?a b?>" + xmpp_opening,
+        "\n<?xml version='1.0'?>" + xmpp_opening,
+        "<?xml version='1.0'?><?xml version='1.0'?>" + xmpp_opening,
+        "\xef\xbb\xbf" + xmpp_opening,
+        "220 ready\r\n",
+        "<stream:stream version='1.0'>",
+        "<stream:stream xmlns:stream='jabber:client' version='1.0'>",
         "<stream:stream version='1.0' version='1.0' xmlns:stream='http://etherx.jabber.org/streams'>",
-        "<a xmlns:stream='http://etherx.jabber.org/streams' version='1.0'>", "</stream:stream>", "< >", "<>", "</>", "<//>",
-        "<a b>", "<a b=c>", "<a b='c'd='e'>", "<a 'b'>", "<a =''>", "<a b='&c;'>", "<a b='&lt'>", "<a b='\x01'>"};
+        "<a xmlns:stream='http://etherx.jabber.org/streams' version='1.0'>",
+        "</stream:stream>",
+        "< >",
+        "<>",
+        "</>",
+        "<//>",
+        "<a b>",
+        "<a b=c>",
+        "<a b='c'd='e'>",
+        "<a 'b'>",
+        "<a =''>",
+        "<a b='&c;'>",
+        "<a b='&lt'>",
+        "<a b='\x01'>"};
     std::string many = "<stream:stream xmlns:stream='http://etherx.jabber.org/streams' version='1.0'";
     for (int i = 0; i < 5000; ++i)
         many += " a" + std::to_string(i) + "=''";
     firsts.push_back(many + ">");
-    for (const std::string inside : {"<!-- a -->", "<?a b?>", "<![CDATA[a]]>", "<!DOCTYPE a>", "<a>&b;</a>", "<a>&#;</a>",
-                                     "<a>& </a>", "<a></b>", "</a>", "<a><b></a></b>", "<a b='1' b='2'/>", "<a b='<'/>", "\x01", "</a b='c'>", "</a/>"})
+    for (const std::string inside :
+         {"<!-- a -->", "<?a b?>", "<![CDATA[a]]>", "<!DOCTYPE a>", "<a>&b;</a>", "<a>&#;</a>", "<a>& </a>", "<a></b>",
+          "</a>", "<a><b></a></b>", "<a b='1' b='2'/>", "<a b='<'/>", "\x01", "</a b='c'>", "</a/>"})
         firsts.push_back(xmpp_opening + "<stream:features>" + inside + "</stream:features>");
-    for (const std::string beside : {"a<stream:features/>", "&lt;\n", "<features/>", "<message>a</message>", "</stream:stream>"})
+    for (const std::string beside :
+         {"a<stream:features/>", "&lt;\n", "<features/>", "<message>a</message>", "</stream:stream>"})
         firsts.push_back(xmpp_opening + beside);
     for (const std::string& first : firsts)
     {
@@ -81,11 +106,14 @@ TEST_CASE("xmpp: what XMPP excludes, and what is no XML, is malformed")
         CHECK(result.error == errc::reply_malformed);
         CHECK(result.heard == xmpp_header);
     }
-    for (const std::string answer : {"<proceed/>", "<proceed xmlns='jabber:client'/>", "<failure/>", "<message/>", "</stream:stream>",
-                                     "<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'></failure>"})
+    for (const std::string answer : {"<proceed/>", "<proceed xmlns='jabber:client'/>", "<failure/>", "<message/>",
+                                     "</stream:stream>", "<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'></failure>"})
     {
-        const test::outcome result = open_xmpp_client({hear(xmpp_header), say(xmpp_opening + xmpp_offer), hear(xmpp_request),
-                                                       say(answer), {test::step::kind::finish}});
+        const test::outcome result = open_xmpp_client({hear(xmpp_header),
+                                                       say(xmpp_opening + xmpp_offer),
+                                                       hear(xmpp_request),
+                                                       say(answer),
+                                                       {test::step::kind::finish}});
         CAPTURE(answer);
         CHECK(result.error == errc::reply_malformed);
     }
@@ -93,8 +121,8 @@ TEST_CASE("xmpp: what XMPP excludes, and what is no XML, is malformed")
 
 TEST_CASE("xmpp: elements that are nested or long without an end are cut off")
 {
-    for (const std::string& endless : {std::string("<a>"), std::string("<a b='"), std::string("\n"), std::string("<a/>"),
-                                       "<stream:stream" + std::string(100, ' ')})
+    for (const std::string& endless : {std::string("<a>"), std::string("<a b='"), std::string("\n"),
+                                       std::string("<a/>"), "<stream:stream" + std::string(100, ' ')})
     {
         const test::outcome result = open_xmpp_client(
             {hear(xmpp_header), say(xmpp_opening + "<stream:features>"), {test::step::kind::say_on, endless}});
@@ -110,12 +138,13 @@ TEST_CASE("xmpp: a stream without a version has no features, and a lookalike of 
     for (const std::string& first :
          {old, xmpp_opening + "<stream:features><starttls/></stream:features>",
           xmpp_opening + "<stream:features><a>" + xmpp_request + "</a></stream:features>",
-          xmpp_opening + "<stream:features a=\"" + std::string("&lt;starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>") + "\"/>"})
+          xmpp_opening + "<stream:features a=\"" +
+              std::string("&lt;starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>") + "\"/>"})
     {
         CAPTURE(first);
-        CHECK(open_xmpp_client({hear(xmpp_header), say(first), {test::step::kind::finish}}).error == errc::tls_not_offered);
-        const test::outcome result =
-            open_xmpp_client({hear(xmpp_header), say(first)}, us::starttls_policy::attempt);
+        CHECK(open_xmpp_client({hear(xmpp_header), say(first), {test::step::kind::finish}}).error ==
+              errc::tls_not_offered);
+        const test::outcome result = open_xmpp_client({hear(xmpp_header), say(first)}, us::starttls_policy::attempt);
         CHECK(result.what == "");
         CHECK(result.goes_on);
     }
@@ -132,15 +161,20 @@ TEST_CASE("xmpp: the words of an error are shown, and not those of the stream's 
 
 TEST_CASE("xmpp: the certificate must be for the domain, whatever host was connected to, unless another name is given")
 {
-    const std::string header = "<?xml version='1.0'?><stream:stream xmlns='jabber:client' to='im.example' version='1.0' "
-                               "xmlns:stream='http://etherx.jabber.org/streams'>";
-    const std::vector<test::step> steps = {hear(header), say(xmpp_opening + xmpp_offer), hear(xmpp_request),
-                                           say("<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>"), test::begin_tls(),
-                                           hear(header), say(xmpp_opening + "<stream:features/>")};
+    const std::string header =
+        "<?xml version='1.0'?><stream:stream xmlns='jabber:client' to='im.example' version='1.0' "
+        "xmlns:stream='http://etherx.jabber.org/streams'>";
+    const std::vector<test::step> steps = {hear(header),
+                                           say(xmpp_opening + xmpp_offer),
+                                           hear(xmpp_request),
+                                           say("<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>"),
+                                           test::begin_tls(),
+                                           hear(header),
+                                           say(xmpp_opening + "<stream:features/>")};
     const test::outcome refused = test::negotiate(us::starttls::xmpp, steps, {.domain = "im.example"});
     CHECK_THAT(refused.what, test::contains("not accepted for \"im.example\""));
-    const test::outcome taken = test::negotiate(us::starttls::xmpp, steps,
-                                                {.tls = {.server_hostname = "localhost"}, .domain = "im.example"});
+    const test::outcome taken =
+        test::negotiate(us::starttls::xmpp, steps, {.tls = {.server_hostname = "localhost"}, .domain = "im.example"});
     CHECK(taken.what == "");
     CHECK(taken.is_tls);
 }
@@ -154,10 +188,12 @@ TEST_CASE("xmpp: domains that would make other XML are refused at the call, and 
             how.ssl = &test::client_context();
             how.upgradeable = true;
             test::raw_link link = co_await test::link_with_raw_peer(how);
-            for (const std::string_view domain : {"", "a b", "a'b", "a\"b", "a<b", "a>b", "a&amp;b", "a\nb", "user@a", "a/b"})
+            for (const std::string_view domain :
+                 {"", "a b", "a'b", "a\"b", "a<b", "a>b", "a&amp;b", "a\nb", "user@a", "a/b"})
             {
                 CAPTURE(domain);
-                CHECK_THROWS_AS(us::starttls::xmpp(link.reader, link.writer, {.domain = domain}), std::invalid_argument);
+                CHECK_THROWS_AS(us::starttls::xmpp(link.reader, link.writer, {.domain = domain}),
+                                std::invalid_argument);
                 CHECK_THROWS_AS(
                     us::starttls::xmpp_server(link.reader, link.writer, {.client_name = domain, .domain = "localhost"}),
                     std::invalid_argument);

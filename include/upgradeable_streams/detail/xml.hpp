@@ -26,9 +26,9 @@ inline bool is_xml_text(std::string_view text)
     {
         const std::size_t end = text.find(';', at);
         const std::string_view name = text.substr(at + 1, end == text.npos ? 0 : end - at - 1);
-        const bool is_number = name.size() > 1 && name.starts_with('#') &&
-                               name.find_first_not_of("0123456789abcdefABCDEF", name.starts_with("#x") ? 2 : 1) ==
-                                   name.npos;
+        const bool is_number =
+            name.size() > 1 && name.starts_with('#') &&
+            name.find_first_not_of("0123456789abcdefABCDEF", name.starts_with("#x") ? 2 : 1) == name.npos;
         if (!is_number && name != "lt" && name != "gt" && name != "amp" && name != "apos" && name != "quot")
             return false;
     }
@@ -95,8 +95,10 @@ inline void skip_xml_space(std::string_view& text)
 inline std::string_view take_xml_name(std::string_view& text)
 {
     const auto is_in_name = [](unsigned char c)
-    { return c >= 0x80 || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= ':') || c == '_' ||
-             c == '-' || c == '.'; };
+    {
+        return c >= 0x80 || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= ':') || c == '_' ||
+               c == '-' || c == '.';
+    };
     const auto end = std::ranges::find_if_not(text, is_in_name);
     const std::string_view name(text.begin(), end);
     text.remove_prefix(name.size());
@@ -124,7 +126,8 @@ inline std::optional<xml_tag> xml_tag::parse(std::string_view text)
             return tag;
         const std::string_view name = take_xml_name(text);
         skip_xml_space(text);
-        if (tag.is_end || !has_space || tag.attributes.size() == most_attributes || name.empty() || !text.starts_with('='))
+        if (tag.is_end || !has_space || tag.attributes.size() == most_attributes || name.empty() ||
+            !text.starts_with('='))
             return std::nullopt;
         text.remove_prefix(1);
         skip_xml_space(text);

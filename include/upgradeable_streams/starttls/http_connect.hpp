@@ -128,8 +128,7 @@ namespace starttls
 {
 
 inline asio::awaitable<negotiated> http_connect(const stream_reader& reader, const stream_writer& writer,
-                                                std::string_view host, port_number port,
-                                                const connect_options& options)
+                                                std::string_view host, port_number port, const connect_options& options)
 {
     const std::string target = detail::make_authority(host, port.to_string());
     starttls_options tunnel = {.policy = options.policy, .tls = options.tls, .timeout = options.timeout};
@@ -138,8 +137,7 @@ inline asio::awaitable<negotiated> http_connect(const stream_reader& reader, con
     const std::string request = "CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n" +
                                 detail::proxy_authorization(options.user, options.password) + "\r\n";
     const auto dialogue = std::make_shared<detail::starttls_dialogue>("HTTP", reader, writer, tunnel);
-    return detail::starttls_dialogue::run(dialogue,
-                                          detail::talk_http_connect(*dialogue, "CONNECT " + target, request));
+    return detail::starttls_dialogue::run(dialogue, detail::talk_http_connect(*dialogue, "CONNECT " + target, request));
 }
 
 } // namespace starttls

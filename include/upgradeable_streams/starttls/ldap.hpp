@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_STARTTLS_LDAP_HPP
 #define UPGRADEABLE_STREAMS_STARTTLS_LDAP_HPP
 
+#include <upgradeable_streams/detail/ber.hpp>
 #include <upgradeable_streams/detail/byte_order.hpp>
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
@@ -74,38 +75,6 @@ enum ldap_result : unsigned char
     ldap_unavailable = 52
 };
 
-/// An element of less than 128 bytes.
-inline std::string make_ber(ldap_tag tag, std::string_view content)
-{
-    return std::string{static_cast<char>(tag), static_cast<char>(content.size())}.append(content);
-}
-
-/// How many bytes of length follow the first. Returns: empty for the indefinite form, which LDAP excludes (section
-/// 5.1), and for more than four.
-inline std::optional<std::size_t> ber_length_size(char first)
-{
-    const std::size_t size = static_cast<unsigned char>(first);
-    if (size == 0x80 || size > 0x84)
-        return std::nullopt;
-    return size < 0x80 ? 0 : size - 0x80;
-}
-
-/// Takes the element in front. Returns: its content; empty where it is not whole or has another tag.
-inline std::optional<std::string_view> take_ber(std::string_view& bytes, unsigned char tag)
-{
-    if (bytes.size() < 2 || static_cast<unsigned char>(bytes[0]) != tag)
-        return std::nullopt;
-    const std::optional<std::size_t> more = ber_length_size(bytes[1]);
-    if (!more || bytes.size() - 2 < *more)
-        return std::nullopt;
-    const std::size_t size = parse_big_endian(*more > 0 ? bytes.substr(2, *more) : bytes.substr(1, 1));
-    const std::string_view behind = bytes.substr(2 + *more);
-    if (behind.size() < size)
-        return std::nullopt;
-    bytes = behind.substr(size);
-    return behind.substr(0, size);
-}
-
 /// A messageID and what is in an extended operation.
 struct ldap_message
 {
@@ -162,9 +131,9 @@ inline asio::awaitable<std::vector<std::string>> talk_ldap(starttls_dialogue& di
     std::vector<std::string> none;
     if (!dialogue.wants_tls(true))
         co_return none;
-    dialogue.ask("StartTLS", make_ber(ldap_sequence, make_ber(ldap_integer, "\x01") +
-                                                         make_ber(ldap_extended_request,
-                                                                  make_ber(ldap_request_name, start_tls_oid))));
+    dialogue.ask("StartTLS", make_ber(ldap_sequence,
+                                      make_ber(ldap_integer, "\x01") +
+                                          make_ber(ldap_extended_request, make_ber(ldap_request_name, start_tls_oid))));
     std::string message = co_await dialogue.read(2);
     const std::optional<std::size_t> more = ber_length_size(message[1]);
     if (message[0] != ldap_sequence || !more)
@@ -221,12 +190,12 @@ inline asio::awaitable<std::pair<stream_reader, stream_writer>> answer_ldap(cons
     auto request = *ldap_message::parse(message, ldap_extended_request);
     const auto answer = [&](ldap_result result, std::string_view words)
     {
-        return make_ber(ldap_sequence,
-                        make_ber(ldap_integer, request.id) +
-                            make_ber(ldap_extended_response,
-                                     make_ber(ldap_enumerated, std::string(1, static_cast<char>(result))) +
-                                         make_ber(ldap_string, "") + make_ber(ldap_string, words) +
-                                         make_ber(ldap_response_name, start_tls_oid)));
+        return make_ber(
+            ldap_sequence,
+            make_ber(ldap_integer, request.id) +
+                make_ber(ldap_extended_response, make_ber(ldap_enumerated, std::string(1, static_cast<char>(result))) +
+                                                     make_ber(ldap_string, "") + make_ber(ldap_string, words) +
+                                                     make_ber(ldap_response_name, start_tls_oid)));
     };
     take_ber(request.operation, ldap_request_name);
     if (!request.operation.empty())

@@ -42,8 +42,8 @@ static_assert(std::is_trivially_destructible_v<mysql_client>);
 
 /// Reads the server's greeting, sends an SSLRequest and upgrades.
 ///
-/// Returns: `greeting` is the payload of the server's first packet. The next packet is the client's login, whose sequence
-/// number is 2 in TLS and 1 in plain text, and which begins with mysql_login_header.
+/// Returns: `greeting` is the payload of the server's first packet. The next packet is the client's login, whose
+/// sequence number is 2 in TLS and 1 in plain text, and which begins with mysql_login_header.
 ///
 /// Errors: errc::request_refused where the server's first packet is an error.
 asio::awaitable<negotiated> mysql(const stream_reader& reader, const stream_writer& writer,

@@ -31,8 +31,8 @@ namespace starttls
 
 /// Opens a stream to `domain` and reads the features, upgrades, and opens a new one.
 ///
-/// Returns: `capabilities` are the features of the stream that is open now, each as its element's XML. The stream's header
-/// has no `from` (RFC 6120 section 4.7.1).
+/// Returns: `capabilities` are the features of the stream that is open now, each as its element's XML. The stream's
+/// header has no `from` (RFC 6120 section 4.7.1).
 asio::awaitable<negotiated> xmpp(const stream_reader& reader, const stream_writer& writer,
                                  const starttls_options& options);
 
@@ -119,7 +119,8 @@ inline asio::awaitable<xmpp_element> read_xmpp_element(starttls_dialogue& dialog
 }
 
 /// Opens a stream. Returns: its features.
-inline asio::awaitable<std::vector<std::string>> open_xmpp_stream(starttls_dialogue& dialogue, const std::string& header)
+inline asio::awaitable<std::vector<std::string>> open_xmpp_stream(starttls_dialogue& dialogue,
+                                                                  const std::string& header)
 {
     dialogue.ask("<stream:stream>", header);
     std::string text = co_await read_xmpp_tag(dialogue, false);
@@ -154,9 +155,8 @@ inline asio::awaitable<std::vector<std::string>> talk_xmpp(starttls_dialogue& di
 
 inline std::string make_xmpp_attribute(const char* name, std::string_view domain, const char* option)
 {
-    const auto is_excluded = [](unsigned char c)
-    { return c <= ' ' || c == 0x7f || std::string_view("<>&'\"/@").find(static_cast<char>(c)) != std::string_view::npos; };
-    if (domain.empty() || std::ranges::any_of(domain, is_excluded))
+    const auto is_control = [](unsigned char c) { return c <= ' ' || c == 0x7f; };
+    if (domain.empty() || std::ranges::any_of(domain, is_control) || domain.find_first_of("<>&'\"/@") != domain.npos)
         throw std::invalid_argument(std::string(option) + " must be the domain of an XMPP server");
     return std::string(" ") + name + "='" + std::string(domain) + "'";
 }
