@@ -1,0 +1,80 @@
+/// @file
+/// What a connection asks of its stream.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_ERASED_STREAM_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_ERASED_STREAM_HPP
+
+#include <upgradeable_streams/detail/stream_state.hpp>
+#include <upgradeable_streams/tls.hpp>
+
+#include <asio/awaitable.hpp>
+#include <asio/buffer.hpp>
+#include <asio/error_code.hpp>
+#include <asio/socket_base.hpp>
+#include <openssl/ssl.h>
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <string>
+
+namespace upgradeable_streams::detail
+{
+
+struct read_result
+{
+    asio::error_code error;
+    std::size_t size;
+};
+
+/// What a stream took without waiting, and how much of that it has yet to send.
+struct write_result
+{
+    std::size_t size = 0;
+    bool is_blocked = false;
+    std::size_t unsent = 0;
+    asio::error_code error = {};
+};
+
+class read_handler;
+
+/// A stream whose kind has been forgotten.
+class erased_stream
+{
+public:
+    erased_stream(const erased_stream&) = delete;
+    erased_stream& operator=(const erased_stream&) = delete;
+    virtual ~erased_stream() = default;
+
+    virtual SSL* ssl() const = 0;
+    virtual bool is_tls() const = 0;
+    virtual const tls_settings& settings() const = 0;
+    virtual std::optional<int> native_socket() = 0;
+
+    /// A pending async_receive has asio::error::operation_aborted for its result.
+    virtual void cancel_read() = 0;
+
+protected:
+    erased_stream() = default;
+
+    /// asio::error::would_block when there is nothing.
+    virtual std::size_t read_some(asio::mutable_buffer buffer, asio::error_code& error) = 0;
+
+    /// Waits until there may be more. May put it into what transport::room gives, and tells how much with `arrived`.
+    virtual void async_receive(read_handler handler) = 0;
+    virtual read_result arrived(const asio::error_code& error, std::size_t size) = 0;
+
+    virtual write_result write_some(asio::const_buffer data) = 0;
+
+    /// Waits until write_some can go on, and may write of `data`. Calls transport::written in the end.
+    virtual void async_write(asio::const_buffer data) = 0;
+
+    virtual asio::awaitable<void> start_tls(std::unique_ptr<upgrade_request> request) = 0;
+    virtual asio::awaitable<std::string> stop_tls() = 0; ///< Gives what is then to be read first.
+    virtual asio::awaitable<void> shutdown(asio::socket_base::shutdown_type what, asio::error_code& error) = 0;
+    virtual std::size_t unread() = 0; ///< Bytes that the operating system holds.
+    virtual void close_socket() = 0;
+};
+
+} // namespace upgradeable_streams::detail
+
+#endif
