@@ -3,10 +3,12 @@
 source "${BASH_SOURCE%/*}/../server.sh"
 needs squid
 ports http
+echo 127.0.0.1 localhost >hosts
 cat >squid.conf <<END
 http_port 127.0.0.1:$http
 http_access allow localhost to_localhost
 http_access deny all
+hosts_file $work/hosts
 cache deny all
 access_log none
 cache_log /dev/stderr
