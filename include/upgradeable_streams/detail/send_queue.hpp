@@ -14,6 +14,7 @@ namespace upgradeable_streams::detail
 class send_queue
 {
 public:
+    bool empty() const { return begun_.empty() && behind_.empty(); }
     std::size_t size() const { return begun_.size() - taken_ + behind_.size(); }
 
     void append(std::string_view data) { behind_.append(data); }

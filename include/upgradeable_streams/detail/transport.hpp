@@ -394,7 +394,7 @@ inline void transport::block()
 
 inline void transport::send()
 {
-    while (!is_blocked_ && !lost_ && !closed_ && queue_.size() > 0)
+    while (!is_blocked_ && !lost_ && !closed_ && !queue_.empty())
     {
         std::string_view rest = queue_.front();
         const std::size_t size = rest.size();
