@@ -263,6 +263,7 @@ conversation of_xmpp(std::string name, negotiator client, const std::string& att
     const std::string streams = " xmlns:stream='http://etherx.jabber.org/streams'";
     const std::string header = "<?xml version='1.0'?><stream:stream" + attributes + " version='1.0'" + streams + ">";
     const std::string opening = "<?xml version='1.0'?>\n<stream:stream from=\"localhost\"" + streams + " version='1.0'>";
+    const std::string again = "<stream:stream id='2'" + streams + " version='1.0'>";
     const std::string offer = opening + "<stream:features>\n<starttls" + tls + "><required/></starttls></stream:features>";
     const std::string features = "<stream:features><a xmlns='urn:a'>b &gt; c</a> <d e='f > g'/></stream:features>";
     const std::vector<std::string> children = {"<a xmlns='urn:a'>b &gt; c</a>", "<d e='f > g'/>"};
@@ -271,8 +272,9 @@ conversation of_xmpp(std::string name, negotiator client, const std::string& att
             .client = client,
             .options = {.client_name = "us.example", .domain = "localhost"},
             .steps = {hear(header), say(offer), hear("<starttls" + tls + "/>"), say("<proceed" + tls + "/>"), begin_tls(),
-                      hear(header), say(opening + features)},
+                      hear(header), say(again + features)},
             .capabilities = children,
+            .greeting = again,
             .never = {{hear(header), say(offer)}, {"<starttls" + tls + "><required/></starttls>"}},
             .not_offered = {{hear(header), say(opening + features)}, children},
             .refusals = {{0, opening + error, errc::request_refused},

@@ -70,7 +70,7 @@ struct negotiated
     std::vector<std::string> capabilities;
 
     /// Of mysql: the server's first packet, without which there is no login. Of imap: the line of a server that says
-    /// PREAUTH. It came in plain text.
+    /// PREAUTH. These came in plain text. Of xmpp and xmpp_server: the tag that opened the stream which is open now.
     std::string greeting;
 };
 
