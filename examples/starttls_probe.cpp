@@ -241,7 +241,7 @@ try
     options.timeout = how.timeout;
     options.domain = wanted.name;
     options.client_name = wanted.spoken->name == "xmpp-server" ? "probe.invalid" : "";
-    us::starttls::connect_options through;
+    us::starttls::http_connect_options through;
     through.timeout = how.timeout;
     through.tls.server_hostname = wanted.name;
     auto dialogue = wanted.beyond
