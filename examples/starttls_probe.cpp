@@ -21,20 +21,23 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <charconv>
 #include <chrono>
 #include <cstddef>
-#include <cstdint>
 #include <cstdlib>
 #include <exception>
 #include <fstream>
 #include <iostream>
+#include <mutex>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include <unistd.h>
@@ -45,7 +48,8 @@ using steady = std::chrono::steady_clock;
 constexpr std::string_view usage =
     "usage: starttls_probe PROTOCOL HOST[:PORT] [OPTIONS]\n"
     "       starttls_probe --targets FILE [OPTIONS]\n"
-    "Tells what a server negotiates after STARTTLS and whether its certificate verifies; the exit status is 0 if so.\n"
+    "Tells what a server negotiates after STARTTLS and whether its certificate verifies. The exit status is 0 if so, 1 if\n"
+    "a target fails, 2 if the arguments are wrong or the output cannot be written.\n"
     "PROTOCOL is smtp, submission, lmtp, imap, pop3, sieve, nntp, ftp, irc, xmpp, xmpp-server, ldap, postgres, mysql,\n"
     "or http-connect, where HOST is the proxy.\n"
     "  --ca FILE        trust the certificates of this PEM file, in place of the system's\n"
@@ -113,6 +117,11 @@ struct endpoint
         if (host.empty() || (!rest.empty() && (rest[0] != ':' || rest.size() < 2 || rest.find(':', 1) != rest.npos)))
             throw usage_error("\"" + std::string(text) + "\" is not HOST[:PORT]; an IPv6 address is put in brackets");
         return {std::string(host), std::string(rest.empty() ? default_port : rest.substr(1))};
+    }
+
+    std::string to_string() const
+    {
+        return (host.find(':') == host.npos ? host : '[' + host + ']') + ':' + port;
     }
 };
 
@@ -217,9 +226,8 @@ long days_left(const us::certificate& certificate)
     return std::chrono::floor<std::chrono::days>(certificate.not_after() - std::chrono::system_clock::now()).count();
 }
 
-/// As far as it comes; what fails is in `made.failure`.
+/// As far as it comes.
 asio::awaitable<void> probe(const target& wanted, const settings& how, report& made)
-try
 {
     asio::ssl::context ssl = us::create_client_context({.ca_file = how.ca_file});
     ssl.set_verify_mode(asio::ssl::verify_none); // nothing is sent to this server: it is to be seen, and judged below
@@ -241,7 +249,7 @@ try
     options.timeout = how.timeout;
     options.domain = wanted.name;
     options.client_name = wanted.spoken->name == "xmpp-server" ? "probe.invalid" : "";
-    us::starttls::connect_options through;
+    us::starttls::http_connect_options through;
     through.timeout = how.timeout;
     through.tls.server_hostname = wanted.name;
     auto dialogue = wanted.beyond
@@ -262,10 +270,6 @@ try
     else if (days_left(made.chain.at(0)) < how.days)
         made.failure = "the certificate is good for " + std::to_string(days_left(made.chain.at(0))) + " days";
     connection.writer.close();
-}
-catch (const std::exception& error)
-{
-    made.failure = error.what();
 }
 
 /// What a server sent, as it can be shown on a terminal or within a JSON string.
@@ -320,9 +324,9 @@ std::string milliseconds(steady::time_point from, steady::time_point to)
 std::string as_text(const target& wanted, const report& made)
 {
     std::ostringstream out;
-    out << wanted.spoken->name << ' ' << wanted.server.host << ':' << wanted.server.port;
+    out << wanted.spoken->name << ' ' << wanted.server.to_string();
     if (wanted.beyond)
-        out << " to " << wanted.beyond->host << ':' << wanted.beyond->port;
+        out << " to " << wanted.beyond->to_string();
     if (!made.peer.empty())
         out << " (" << made.peer << ')';
     out << '\n';
@@ -349,7 +353,7 @@ std::string as_json(const target& wanted, const report& made)
     out << "{\"protocol\": " << json_string(wanted.spoken->name) << ", \"host\": " << json_string(wanted.server.host)
         << ", \"port\": " << json_string(wanted.server.port);
     if (wanted.beyond)
-        out << ", \"target\": " << json_string(wanted.beyond->host + ":" + wanted.beyond->port);
+        out << ", \"target\": " << json_string(wanted.beyond->to_string());
     out << ", \"name\": " << json_string(wanted.name) << ", \"address\": " << json_string(made.peer)
         << ", \"verified\": " << (made.session && made.session->verify_result == X509_V_OK ? "true" : "false")
         << ", \"failure\": " << (made.failure.empty() ? std::string("null") : json_string(made.failure));
@@ -403,29 +407,66 @@ private:
     bool is_shown_;
 };
 
-struct survey
+/// Probes all targets, several at a time.
+class survey
 {
-    const settings& how;
-    progress_bar bar;
-    std::size_t next = 0;
-    std::size_t done = 0;
-    std::size_t failed = 0;
-};
+public:
+    explicit survey(const settings& how) : how_(how), bar_(how.targets.size()) {}
 
-/// Probes one target after the other, beside others that do so.
-asio::awaitable<void> work(survey& all)
-{
-    while (all.next < all.how.targets.size())
+    /// Returns: how many failed.
+    std::size_t run()
     {
-        const target& wanted = all.how.targets[all.next++];
-        report made;
-        co_await probe(wanted, all.how, made);
-        all.failed += made.failure.empty() ? 0 : 1;
-        all.bar.clear();
-        std::cout << (all.how.json ? as_json(wanted, made) : as_text(wanted, made)) << std::flush;
-        all.bar.show(++all.done);
+        bar_.show(0);
+        std::vector<std::jthread> threads;
+        for (std::size_t i = 0; i < std::min(how_.at_once, how_.targets.size()); ++i)
+            threads.emplace_back([this] { work(); });
+        threads.clear();
+        return failed_;
     }
-}
+
+private:
+    /// Each target has an io_context of its own: those of one context wait for each other's names to be resolved.
+    void work()
+    {
+        for (std::size_t i; (i = next_++) < how_.targets.size();)
+        {
+            report made;
+            try
+            {
+                asio::io_context io;
+                asio::co_spawn(io, probe(how_.targets[i], how_, made),
+                               [](std::exception_ptr e)
+                               {
+                                   if (e)
+                                       std::rethrow_exception(e);
+                               });
+                io.run();
+            }
+            catch (const std::exception& error)
+            {
+                made.failure = error.what();
+            }
+            tell(how_.targets[i], made);
+        }
+    }
+
+    void tell(const target& probed, const report& made)
+    {
+        const std::string text = how_.json ? as_json(probed, made) : as_text(probed, made);
+        const std::lock_guard lock(output_);
+        failed_ += made.failure.empty() ? 0 : 1;
+        bar_.clear();
+        std::cout << text << std::flush;
+        bar_.show(++done_);
+    }
+
+    const settings& how_;
+    std::atomic<std::size_t> next_ = 0;
+    std::mutex output_; ///< Guards what is below.
+    progress_bar bar_;
+    std::size_t done_ = 0;
+    std::size_t failed_ = 0;
+};
 
 template <typename Number>
 Number number(std::string_view text, Number least)
@@ -507,6 +548,8 @@ settings parse(const std::vector<std::string_view>& arguments)
         throw usage_error("with --targets the names are in the file");
     else
         made.targets = read_targets(made.targets_file);
+    if (made.targets.empty())
+        throw usage_error(made.targets_file + ": there is no target");
     return made;
 }
 
@@ -514,24 +557,17 @@ int main(int argc, char** argv)
 try
 {
     const std::vector<std::string_view> arguments(argv + 1, argv + argc);
-    if (arguments == std::vector<std::string_view>{"--help"})
+    if (std::ranges::count(arguments, "--help") > 0)
     {
         std::cout << usage;
         return EXIT_SUCCESS;
     }
     const settings how = parse(arguments);
-    asio::io_context io;
-    survey all{how, progress_bar(how.targets.size())};
-    all.bar.show(0);
-    for (std::size_t i = 0; i < std::min(how.at_once, how.targets.size()); ++i)
-        asio::co_spawn(io, work(all),
-                       [](std::exception_ptr e)
-                       {
-                           if (e)
-                               std::rethrow_exception(e);
-                       });
-    io.run();
-    return all.failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    us::create_client_context({.ca_file = how.ca_file}); // a file that will not do is told once
+    const std::size_t failed = survey(how).run();
+    if (!std::cout)
+        throw std::runtime_error("the output could not be written");
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 catch (const usage_error& e)
 {

@@ -133,6 +133,7 @@ TEST_CASE("starttls_probe: wrong arguments are told with what is right, and the 
 {
     const test::temporary_directory directory;
     std::ofstream(directory.file("targets")) << "smtp a\nsmpt b\n";
+    std::ofstream(directory.file("none")) << "# smtp a\n";
     const std::pair<std::string, std::string> wrong[] = {
         {"", "give PROTOCOL and HOST, or --targets"},
         {"smpt localhost", "there is no protocol \"smpt\""},
@@ -143,7 +144,8 @@ TEST_CASE("starttls_probe: wrong arguments are told with what is right, and the 
         {"smtp localhost --days x", "\"x\" is not a number from 0 on"},
         {"smtp localhost --ca", "--ca needs a value"},
         {"smtp localhost --tls", "there is no option --tls"},
-        {"--targets " + directory.file("targets"), "targets:2: there is no protocol \"smpt\""}};
+        {"--targets " + directory.file("targets"), "targets:2: there is no protocol \"smpt\""},
+        {"--targets " + directory.file("none"), "none: there is no target"}};
     for (const auto& [arguments, told] : wrong)
     {
         const auto [status, output, errors] = test::run_process(test::words(STARTTLS_PROBE " " + arguments));
@@ -153,4 +155,28 @@ TEST_CASE("starttls_probe: wrong arguments are told with what is right, and the 
         CHECK_THAT(errors, test::contains(told));
         CHECK_THAT(errors, test::contains("usage: starttls_probe"));
     }
+}
+
+TEST_CASE("starttls_probe: a CA file that is not there, and output that cannot be written, are told, with exit status 2")
+{
+    const std::pair<std::string, std::string> troubles[] = {
+        {" smtp [::1]:1 --ca /nowhere", "CA file \"/nowhere\": No such file or directory\n"},
+        {" smtp [::1]:1 >/dev/full", "the output could not be written\n"}};
+    for (const auto& [arguments, told] : troubles)
+    {
+        const auto [status, output, errors] = test::run_process({"sh", "-c", STARTTLS_PROBE + arguments});
+        CHECK(status == 2);
+        CHECK(output == "");
+        CHECK(errors == "starttls_probe: " + told);
+    }
+}
+
+TEST_CASE("starttls_probe: an IPv6 address is shown in brackets, and --help helps wherever it stands")
+{
+    const test::process::outcome refused = test::run_process({STARTTLS_PROBE, "smtp", "[::1]:1"});
+    CHECK(refused.status == 1);
+    CHECK_THAT(refused.output, test::starts_with("smtp [::1]:1\n  FAILED: "));
+    const test::process::outcome helped = test::run_process({STARTTLS_PROBE, "smtp", "--help"});
+    CHECK(helped.status == 0);
+    CHECK_THAT(helped.output, test::starts_with("usage: starttls_probe"));
 }

@@ -3,12 +3,21 @@
 #include "conversation.hpp"
 #include "support/catch.hpp"
 #include "support/chunked_stream.hpp"
+#include "support/contexts.hpp"
+#include "support/stream_links.hpp"
+#include "support/task.hpp"
+
+#include <asio/awaitable.hpp>
+#include <asio/error.hpp>
+#include <asio/this_coro.hpp>
 
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <stdexcept>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 namespace us = upgradeable_streams;
@@ -195,4 +204,85 @@ TEST_CASE("starttls clients: whatever follows the go-ahead in plain text is plai
             CHECK_FALSE(result.goes_on);
             CHECK_THAT(result.heard, test::starts_with(heard));
         }
+}
+
+TEST_CASE("starttls clients: a client that is cancelled closes the connection")
+{
+    const conversation& meant = GENERATE(from_range(test::conversations()));
+    const std::size_t last = test::count_said(meant.steps) - 1;
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            us::connection_options how;
+            how.ssl = &test::client_context();
+            how.upgradeable = true;
+            test::raw_link link = co_await test::link_with_raw_peer(how);
+            const auto executor = co_await asio::this_coro::executor;
+            const auto client =
+                test::spawn(executor, [&] { return meant.client(link.reader, link.writer, meant.options); });
+            std::string rest = "not closed";
+            auto playing = test::run_in_thread(
+                [&]
+                {
+                    for (const step& each : test::instead(meant.steps, last, {}))
+                        if (each.what == step::kind::say)
+                            link.peer.send_all(each.bytes);
+                        else
+                            link.peer.recv_exactly(each.bytes.size());
+                    client.cancel();
+                    rest = link.peer.recv_some();
+                });
+            co_await test::joined(std::move(playing));
+            CAPTURE(meant.name);
+            CHECK(rest == "");
+            CHECK(link.writer.is_closing());
+            const auto ended = co_await test::exception_of<std::system_error>(client.join());
+            CHECK(ended.code() == asio::error::operation_aborted);
+        });
+}
+
+TEST_CASE("starttls clients: what makes no sense is refused at the call, with nothing sent")
+{
+    const conversation& meant = GENERATE(from_range(test::conversations()));
+    const auto refusal = [&](bool has_context, bool is_upgradeable, us::starttls::starttls_options options)
+    {
+        return test::run(
+            [&]() -> asio::awaitable<std::error_code>
+            {
+                us::connection_options how;
+                how.ssl = has_context ? &test::client_context() : nullptr;
+                how.upgradeable = is_upgradeable;
+                test::raw_link link = co_await test::link_with_raw_peer(how);
+                std::error_code error;
+                try
+                {
+                    const auto dialogue = meant.client(link.reader, link.writer, options);
+                }
+                catch (const std::system_error& refused)
+                {
+                    error = refused.code();
+                }
+                catch (const std::invalid_argument&)
+                {
+                    error = std::make_error_code(std::errc::invalid_argument);
+                }
+                CHECK_FALSE(link.writer.is_closing());
+                link.writer.write("all");
+                std::string heard;
+                auto hearing = test::run_in_thread(
+                    [&] { heard = link.peer.ssl() ? link.peer.tls_read_exactly(3) : link.peer.recv_exactly(3); });
+                co_await test::joined(std::move(hearing));
+                CHECK(heard == "all");
+                co_return error;
+            });
+    };
+    CAPTURE(meant.name);
+    CHECK(refusal(false, false, meant.options) == errc::not_upgradeable);
+    CHECK(refusal(true, false, meant.options) == errc::already_tls);
+    us::starttls::starttls_options options = meant.options;
+    options.timeout = 0s;
+    CHECK(refusal(true, true, options) == std::errc::invalid_argument);
+    options = meant.options;
+    options.tls.server_hostname = "*.example";
+    CHECK(refusal(true, true, options) == std::errc::invalid_argument);
 }

@@ -265,6 +265,7 @@ conversation of_xmpp(std::string name, negotiator client, const std::string& att
     const std::string header = "<?xml version='1.0'?><stream:stream" + attributes + " version='1.0'" + streams + ">";
     const std::string opening =
         "<?xml version='1.0'?>\n<stream:stream from=\"localhost\"" + streams + " version='1.0'>";
+    const std::string again = "<stream:stream id='2'" + streams + " version='1.0'>";
     const std::string offer =
         opening + "<stream:features>\n<starttls" + tls + "><required/></starttls></stream:features>";
     const std::string features = "<stream:features><a xmlns='urn:a'>b &gt; c</a> <d e='f > g'/></stream:features>";
@@ -274,8 +275,9 @@ conversation of_xmpp(std::string name, negotiator client, const std::string& att
             .client = client,
             .options = {.client_name = "us.example", .domain = "localhost"},
             .steps = {hear(header), say(offer), hear("<starttls" + tls + "/>"), say("<proceed" + tls + "/>"),
-                      begin_tls(), hear(header), say(opening + features)},
+                      begin_tls(), hear(header), say(again + features)},
             .capabilities = children,
+            .greeting = again,
             .never = {{hear(header), say(offer)}, {"<starttls" + tls + "><required/></starttls>"}},
             .not_offered = {{hear(header), say(opening + features)}, children},
             .refusals = {{0, opening + error, errc::request_refused},
@@ -290,7 +292,8 @@ asio::awaitable<us::starttls::negotiated> http_connect(const us::stream_reader& 
                                                        const us::starttls::starttls_options& options)
 {
     using us::starttls_policy;
-    us::starttls::connect_options how{.tls = options.tls, .timeout = options.timeout, .user = "a", .password = "b:c"};
+    us::starttls::http_connect_options how{
+        .tls = options.tls, .timeout = options.timeout, .user = "a", .password = "b:c"};
     how.policy = options.policy == starttls_policy::attempt ? starttls_policy::never : options.policy;
     return us::starttls::http_connect(reader, writer, "localhost", 443, how);
 }

@@ -58,6 +58,19 @@ TEST_CASE("ftp: a server that would leave data connections in plain text is refu
     }
 }
 
+TEST_CASE("ftp: a server that wants the login before PBSZ and PROT is gone on with, over TLS")
+{
+    std::vector<test::step> steps = test::conversation_of("ftp").steps;
+    for (test::step& each : steps)
+        if (each.bytes == "200 0\r\n" || each.bytes == "200-so\r\n200 private\r\n")
+            each.bytes = "530 who?\r\n";
+    const test::outcome result = test::negotiate(us::starttls::ftp, steps);
+    CHECK(result.what == "");
+    CHECK(result.trouble == "");
+    CHECK(result.is_tls);
+    CHECK(result.capabilities == test::conversation_of("ftp").capabilities);
+}
+
 TEST_CASE("ftp: a server need not know FEAT, and answers it with features or a refusal")
 {
     std::vector<test::step> steps = test::conversation_of("ftp").steps;

@@ -3,12 +3,18 @@
 #include "conversation.hpp"
 #include "support/catch.hpp"
 #include "support/chunked_stream.hpp"
+#include "support/contexts.hpp"
+#include "support/stream_links.hpp"
 
 #include <upgradeable_streams/starttls/smtp.hpp>
+
+#include <asio/awaitable.hpp>
 
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 namespace us = upgradeable_streams;
 using test::hear;
@@ -51,4 +57,47 @@ TEST_CASE("smtp: a server that fails behind its go-ahead, over TLS, is told with
     const test::outcome result = test::negotiate(us::starttls::smtp, steps);
     CHECK(result.error == errc::request_refused);
     CHECK(result.what == "SMTP: to \"EHLO\" the server answered \"421 no more\": the peer refused what it was asked for");
+}
+
+TEST_CASE("smtp: a client calls itself by the name that it is given, which is one word")
+{
+    const test::outcome named =
+        test::negotiate(us::starttls::smtp, {say("220\r\n"), hear("EHLO client.example\r\n"), say("250 a\r\n")},
+                        {.policy = us::starttls_policy::never, .client_name = "client.example"});
+    CHECK(named.trouble == "");
+    CHECK(named.goes_on);
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            test::raw_link link = co_await test::link_with_raw_peer();
+            for (const std::string_view name : {"a b", "a\r\nMAIL", "\xc3\xa4"})
+                CHECK_THROWS_AS(us::starttls::smtp(link.reader, link.writer,
+                                                   {.policy = us::starttls_policy::never, .client_name = name}),
+                                std::invalid_argument);
+        });
+}
+
+TEST_CASE("smtp: over a connection that began with TLS, never says the same words")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            us::connection_options how;
+            how.ssl = &test::client_context();
+            test::raw_link link = co_await test::link_with_raw_peer(how);
+            std::string heard;
+            auto playing = test::run_in_thread(
+                [&]
+                {
+                    link.peer.tls_write("220\r\n");
+                    heard = link.peer.tls_read_line();
+                    link.peer.tls_write("250-a\r\n250 AUTH PLAIN\r\n");
+                });
+            const us::starttls::starttls_options never{.policy = us::starttls_policy::never};
+            const us::starttls::negotiated made = co_await us::starttls::smtp(link.reader, link.writer, never);
+            co_await test::joined(std::move(playing));
+            CHECK(heard == "EHLO [127.0.0.1]\r\n");
+            CHECK(made.reader.is_tls());
+            CHECK(made.capabilities == std::vector<std::string>{"AUTH PLAIN"});
+        });
 }

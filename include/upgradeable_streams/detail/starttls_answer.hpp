@@ -4,7 +4,6 @@
 #define UPGRADEABLE_STREAMS_DETAIL_STARTTLS_ANSWER_HPP
 
 #include <upgradeable_streams/certificate.hpp>
-#include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
 #include <upgradeable_streams/stream_writer.hpp>
 #include <upgradeable_streams/tls.hpp>
@@ -16,7 +15,6 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 
 namespace upgradeable_streams::detail

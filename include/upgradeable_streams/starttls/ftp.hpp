@@ -33,6 +33,9 @@ namespace starttls
 /// says 421. Where TLS is required, 500, 502, 504 and 530 are errc::tls_not_offered, and other refusals
 /// request_refused.
 ///
+/// A server may want the login before PBSZ and PROT, as RFC 4217 allows, and answers them with 530: then they are for
+/// the caller to say after it.
+///
 /// Returns: `capabilities` are the lines of FEAT, as `MLST type*;size*;`, `UTF8`; none where the server refuses it.
 /// Each data connection begins with a handshake of its own, in which servers may demand `tls_options::resume_from`.
 asio::awaitable<negotiated> ftp(const stream_reader& reader, const stream_writer& writer,
@@ -102,7 +105,7 @@ inline asio::awaitable<void> secure_ftp(starttls_dialogue& dialogue)
     for (const std::string_view command : commands)
     {
         const ftp_reply reply = co_await ask_ftp(dialogue, command);
-        if (reply.code != "200")
+        if (reply.code != "200" && reply.code != "530")
             dialogue.fail(errc::request_refused);
     }
 }

@@ -17,12 +17,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 namespace upgradeable_streams
@@ -30,7 +30,7 @@ namespace upgradeable_streams
 namespace starttls
 {
 
-struct connect_options
+struct http_connect_options
 {
     /// Of the tunnel: `never` leaves it in plain text; `attempt` is as `require`, for no target tells what it offers.
     starttls_policy policy = starttls_policy::require;
@@ -47,7 +47,7 @@ struct connect_options
     std::string_view password = {};
 };
 
-static_assert(std::is_trivially_destructible_v<connect_options>);
+static_assert(std::is_trivially_destructible_v<http_connect_options>);
 
 /// Has a proxy connect to a host, and begins TLS with the host. With an HTTPS proxy, where the pair is in TLS already:
 /// `http_connect` with starttls_policy::never, then `start_tls<within_tls>({.server_hostname = host})`.
@@ -55,7 +55,8 @@ static_assert(std::is_trivially_destructible_v<connect_options>);
 /// Errors: std::invalid_argument for a host that is neither a domain nor an address, a user with a colon, or a control
 /// character in user or password; any status but 2xx is errc::request_refused.
 asio::awaitable<negotiated> http_connect(const stream_reader& reader, const stream_writer& writer,
-                                         std::string_view host, port_number port, const connect_options& options = {});
+                                         std::string_view host, port_number port,
+                                         const http_connect_options& options = {});
 
 } // namespace starttls
 
@@ -128,7 +129,8 @@ namespace starttls
 {
 
 inline asio::awaitable<negotiated> http_connect(const stream_reader& reader, const stream_writer& writer,
-                                                std::string_view host, port_number port, const connect_options& options)
+                                                std::string_view host, port_number port,
+                                                const http_connect_options& options)
 {
     const std::string target = detail::make_authority(host, port.to_string());
     starttls_options tunnel = {.policy = options.policy, .tls = options.tls, .timeout = options.timeout};

@@ -27,7 +27,8 @@ namespace upgradeable_streams
 namespace starttls
 {
 
-/// Reads the greeting, asks for the capabilities where it did not tell, upgrades, and asks for them again.
+/// Reads the greeting, asks for the capabilities where it did not tell, upgrades, and asks for them again. Its tags are
+/// `a1`, `a2` and `a3`.
 ///
 /// A server that greets with PREAUTH cannot go over to TLS: where that is required, it is errc::tls_not_offered.
 ///

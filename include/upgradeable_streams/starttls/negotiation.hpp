@@ -38,7 +38,8 @@ namespace upgradeable_streams::starttls
 struct starttls_options
 {
     /// `attempt` goes on in plain text where the server does not offer TLS; one that offers it and then refuses is an
-    /// error. `never` does the same dialogue without asking for it.
+    /// error. `never` does the same dialogue without asking for it, as over a connection that began with TLS (ports 465,
+    /// 993, 995).
     starttls_policy policy = starttls_policy::require;
 
     /// As for stream_writer::start_tls.
@@ -70,7 +71,7 @@ struct negotiated
     std::vector<std::string> capabilities;
 
     /// Of mysql: the server's first packet, without which there is no login. Of imap: the line of a server that says
-    /// PREAUTH. It came in plain text.
+    /// PREAUTH. These came in plain text. Of xmpp and xmpp_server: the tag that opened the stream which is open now.
     std::string greeting;
 };
 

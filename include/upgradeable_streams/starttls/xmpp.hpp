@@ -31,8 +31,9 @@ namespace starttls
 
 /// Opens a stream to `domain` and reads the features, upgrades, and opens a new one.
 ///
-/// Returns: `capabilities` are the features of the stream that is open now, each as its element's XML. The stream's
-/// header has no `from` (RFC 6120 section 4.7.1).
+/// Returns: `capabilities` are the features of the stream that is open now, each as its element's XML; `greeting` is the
+/// tag with which the server opened that stream, whose `id` dialback takes (XEP-0220). The client's own has no `from`
+/// (RFC 6120 section 4.7.1).
 asio::awaitable<negotiated> xmpp(const stream_reader& reader, const stream_writer& writer,
                                  const starttls_options& options);
 
@@ -130,6 +131,7 @@ inline asio::awaitable<std::vector<std::string>> open_xmpp_stream(starttls_dialo
     if (!tag || tag->is_end || tag->is_empty || tag->name != "stream:stream" ||
         tag->attribute("xmlns:stream") != xmpp_streams)
         dialogue.fail(errc::reply_malformed);
+    dialogue.greeting = text.substr(text.find('<'));
     xmpp_element features;
     if (tag->attribute("version").empty()) // is older than features (section 4.7.5)
         co_return features.children;
