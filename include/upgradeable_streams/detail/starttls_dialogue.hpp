@@ -21,6 +21,7 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -113,6 +114,9 @@ inline starttls_dialogue::starttls_dialogue(std::string_view protocol, const str
         throw std::system_error(errc::already_tls);
     if (!options.tls.ssl && !writer_.is_upgradeable())
         throw std::system_error(errc::not_upgradeable);
+    if (options.tls.role.value_or(writer_.role()) != tls_role::client)
+        throw std::invalid_argument("who asks for STARTTLS is the client in TLS too, and verifies the server: give "
+                                    "tls.role, and in tls.ssl a client's context");
     upgrade_.emplace(writer_.start_tls(options.tls)); // begins when it is awaited; what it refuses it refuses now
 }
 
