@@ -65,6 +65,7 @@ public:
     /// To be called when the server has refused what it had not offered. Errors: the reason, where TLS is required.
     void refused(errc reason) const;
 
+    /// What was said before is not shown as if it had come over TLS.
     asio::awaitable<void> start_tls();
 
     /// Throws a starttls_error with what the server answered.
@@ -180,6 +181,9 @@ inline asio::awaitable<void> starttls_dialogue::start_tls()
 {
     stop_clock();
     std::tie(reader_, writer_) = co_await *std::move(upgrade_);
+    asked_.clear();
+    reply_.clear();
+    words_.clear();
     start_clock();
 }
 
