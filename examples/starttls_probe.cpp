@@ -262,8 +262,14 @@ asio::awaitable<void> probe(const target& wanted, const settings& how, report& m
     made.key_exchange = key_exchange_of(native);
     made.capabilities = connection.capabilities;
     const STACK_OF(X509)* const sent = SSL_get_peer_cert_chain(native);
+    std::vector<us::certificate> chain;
     for (int i = 0; i < sk_X509_num(sent); ++i)
-        made.chain.emplace_back(sk_X509_value(sent, i));
+    {
+        const us::certificate& each = chain.emplace_back(sk_X509_value(sent, i));
+        static_cast<void>(each.not_before()); // these throw when it is no time at all, which is one target's failure
+        static_cast<void>(each.not_after());
+    }
+    made.chain = std::move(chain);
     if (made.session->verify_result != X509_V_OK)
         made.failure = std::string("the certificate is not accepted for \"") + wanted.name + "\": " +
                        X509_verify_cert_error_string(made.session->verify_result);

@@ -153,6 +153,14 @@ public:
         return !c.is_tls() && c.settings().context;
     }
 
+    /// What start_tls is in TLS, unless it is told otherwise.
+    tls_role role() const
+    {
+        handle_->check_epoch();
+        const detail::connection& c = **handle_;
+        return c.settings().role;
+    }
+
     /// Sends what is queued in plain text, then upgrades the connection to TLS.
     ///
     /// Options left out are those of open_connection or start_server. Bytes already received are never delivered to a

@@ -3,9 +3,15 @@
 #include "protocol_servers.hpp"
 #include "support/catch.hpp"
 #include "support/certificates.hpp"
+#include "support/openssl.hpp"
 #include "support/process.hpp"
 #include "support/served_client.hpp"
 #include "support/temporary_directory.hpp"
+
+#include <openssl/asn1.h>
+#include <openssl/bio.h>
+#include <openssl/pem.h>
+#include <openssl/x509.h>
 
 #include <fstream>
 #include <string>
@@ -93,6 +99,39 @@ TEST_CASE("starttls_probe: what a server has in its certificate does nothing to 
         CHECK(status == 0);
         CHECK(output.find('\x1b') == output.npos);
         CHECK_THAT(output, test::contains("DNS:a\\u001b[2J\\u000ab"));
+    }
+}
+
+TEST_CASE("starttls_probe: a certificate with a time that is none is one target's failure, and the others go on")
+{
+    using test::openssl_ptr;
+    const test::temporary_directory directory;
+    const test::issued broken{directory.file("broken.pem"), test::localhost_certificate().key_file};
+    const openssl_ptr<BIO, BIO_free> in(BIO_new_file(test::localhost_certificate().certificate_file.c_str(), "r"));
+    const openssl_ptr<BIO, BIO_free> out(BIO_new_file(broken.certificate_file.c_str(), "w"));
+    const openssl_ptr<X509, X509_free> certificate(PEM_read_bio_X509(in.get(), nullptr, nullptr, nullptr));
+    const openssl_ptr<ASN1_TIME, ASN1_TIME_free> time(ASN1_TIME_set(nullptr, 0));
+    ASN1_STRING_set(time.get(), "279901000000Z", 13);
+    X509_set1_notAfter(certificate.get(), time.get());
+    i2d_re_X509_tbs(certificate.get(), nullptr); // forgets the encoding that it was read from
+    test::openssl_check(PEM_write_bio_X509(out.get(), certificate.get()), "PEM_write_bio_X509");
+    BIO_flush(out.get());
+    for (const std::string format : {"", " --json"})
+    {
+        const auto [status, output, errors] = run_probe(
+            "smtp",
+            [&](const std::string& port)
+            {
+                std::ofstream(directory.file("targets")) << "smtp 127.0.0.1:" << port << " localhost\n"
+                                                         << "smtp 127.0.0.1:1\n";
+                return "--targets " + directory.file("targets") + " --at-once 1" + format;
+            },
+            broken);
+        CAPTURE(output);
+        CHECK(status == 1);
+        CHECK(errors == "");
+        CHECK_THAT(output, test::contains("the certificate holds a time that is none"));
+        CHECK_THAT(output, test::contains("cannot connect to 127.0.0.1:1"));
     }
 }
 

@@ -286,3 +286,25 @@ TEST_CASE("starttls clients: what makes no sense is refused at the call, with no
     options.tls.server_hostname = "*.example";
     CHECK(refusal(true, true, options) == std::errc::invalid_argument);
 }
+
+TEST_CASE("starttls clients: who would be a server in TLS is told so at the call, with nothing sent")
+{
+    const conversation& meant = GENERATE(from_range(test::conversations()));
+    CAPTURE(meant.name);
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            us::connection_options of_server{.ssl = &test::server_context(), .upgradeable = true};
+            of_server.role = us::tls_role::server;
+            test::raw_link accepted = co_await test::link_with_raw_peer(of_server);
+            us::starttls::starttls_options options = meant.options;
+            options.tls.server_hostname = "localhost";
+            CHECK_THROWS_AS(meant.client(accepted.reader, accepted.writer, options), std::invalid_argument);
+
+            us::connection_options of_client{.ssl = &test::client_context(), .upgradeable = true};
+            test::raw_link connected = co_await test::link_with_raw_peer(of_client);
+            options.tls.role = us::tls_role::server;
+            CHECK_THROWS_AS(meant.client(connected.reader, connected.writer, options), std::invalid_argument);
+            CHECK_FALSE(connected.writer.is_closing());
+        });
+}

@@ -6,6 +6,7 @@
 
 #include <upgradeable_streams/starttls/postgres.hpp>
 
+#include <ctime>
 #include <string>
 #include <utility>
 
@@ -52,6 +53,18 @@ TEST_CASE("postgres: sizes of error messages that lie are found out")
     const test::outcome large = answer_postgres_client(std::string("E\0\0\x75\x30", 5) + std::string(30'000, 'M'));
     CHECK(large.error == errc::request_refused);
     CHECK(large.reply.size() == 512);
+}
+
+TEST_CASE("postgres: the fields of an error message are not copied over and over")
+{
+    std::string message("E\0\0\x75\x30", 5);
+    while (message.size() < 1 + 30'000)
+        message += std::string("M\0", 2);
+    message.resize(1 + 30'000);
+    const auto begin = std::clock();
+    const test::outcome result = answer_postgres_client(message);
+    CHECK(result.error == errc::request_refused);
+    CHECK(std::clock() - begin < CLOCKS_PER_SEC / 4);
 }
 
 TEST_CASE("postgres: no byte but S, N and E is an answer")

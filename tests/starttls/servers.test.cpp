@@ -6,6 +6,9 @@
 #include "support/stream_links.hpp"
 
 #include <asio/awaitable.hpp>
+#include <asio/post.hpp>
+#include <asio/this_coro.hpp>
+#include <asio/use_awaitable.hpp>
 
 #include <stdexcept>
 #include <string>
@@ -188,6 +191,44 @@ TEST_CASE("starttls servers: without a context, in TLS, and to a request that is
         for (const auto& [request, answer] : how.refusals)
             refuse(state::upgradeable, request, answer, chunk);
     }
+}
+
+TEST_CASE("starttls servers: an answer while a read is pending closes the connection, for the client goes on with TLS")
+{
+    const answering& how = GENERATE(from_range(test::answerings()));
+    CAPTURE(how.name);
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            us::connection_options options{.ssl = &test::server_context(), .upgradeable = true};
+            options.role = us::tls_role::server;
+            test::raw_link link = co_await test::link_with_raw_peer(options);
+            auto reading = test::spawn(co_await asio::this_coro::executor, [&] { return link.reader.readline(); });
+            co_await asio::post(asio::use_awaitable); // it has begun
+            std::error_code error;
+            try
+            {
+                co_await how.answer(link.reader, link.writer, how.request, {});
+            }
+            catch (const std::system_error& e)
+            {
+                error = e.code();
+            }
+            CHECK(error == errc::operation_in_progress);
+            CHECK(link.writer.is_closing());
+            link.peer.send_all("plain text\n");
+            std::error_code read_error;
+            try
+            {
+                co_await reading.join();
+            }
+            catch (const std::system_error& e)
+            {
+                read_error = e.code();
+            }
+            CHECK(read_error == errc::connection_closed);
+            link.peer.close();
+        });
 }
 
 TEST_CASE("starttls servers: what does not ask for TLS is told from what does, and not answered")

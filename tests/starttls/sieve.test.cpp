@@ -85,3 +85,14 @@ TEST_CASE("sieve: a server that says nothing over TLS is given up at the deadlin
         test::negotiate(us::starttls::sieve, steps, {.timeout = std::chrono::milliseconds(200)});
     CHECK(result.error == errc::negotiation_timeout);
 }
+
+TEST_CASE("sieve: what came in plain text is not shown with what the server says unasked over TLS")
+{
+    std::vector<test::step> steps = test::conversation_of("sieve").steps;
+    steps.back() = say("BYE \"no more\"\r\n");
+    steps.push_back(say(""));
+    const test::outcome result = test::negotiate(us::starttls::sieve, steps);
+    CHECK(result.error == errc::request_refused);
+    CHECK(result.reply == "BYE \"no more\"\r\n");
+    CHECK(result.what == "ManageSieve: the server answered \"BYE \"no more\"\": the peer refused what it was asked for");
+}

@@ -64,8 +64,16 @@ answer_starttls(stream_reader reader, stream_writer writer, std::string answer,
         writer.close();
     if (!upgrade)
         co_return std::pair(std::move(reader), std::move(writer));
-    auto encrypted = co_await *std::move(upgrade);
-    co_return encrypted;
+    try
+    {
+        auto encrypted = co_await *std::move(upgrade);
+        co_return encrypted;
+    }
+    catch (...)
+    {
+        writer.close(); // start_tls does not when a read is pending, and the client goes on with TLS
+        throw;
+    }
 }
 
 /// Answers with the one that applies, and upgrades where that is `granted`.

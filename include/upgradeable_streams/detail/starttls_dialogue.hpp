@@ -21,6 +21,7 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -64,6 +65,7 @@ public:
     /// To be called when the server has refused what it had not offered. Errors: the reason, where TLS is required.
     void refused(errc reason) const;
 
+    /// What was said before is not shown as if it had come over TLS.
     asio::awaitable<void> start_tls();
 
     /// Throws a starttls_error with what the server answered.
@@ -113,6 +115,9 @@ inline starttls_dialogue::starttls_dialogue(std::string_view protocol, const str
         throw std::system_error(errc::already_tls);
     if (!options.tls.ssl && !writer_.is_upgradeable())
         throw std::system_error(errc::not_upgradeable);
+    if (options.tls.role.value_or(writer_.role()) != tls_role::client)
+        throw std::invalid_argument("who asks for STARTTLS is the client in TLS too, and verifies the server: give "
+                                    "tls.role, and in tls.ssl a client's context");
     upgrade_.emplace(writer_.start_tls(options.tls)); // begins when it is awaited; what it refuses it refuses now
 }
 
@@ -176,6 +181,9 @@ inline asio::awaitable<void> starttls_dialogue::start_tls()
 {
     stop_clock();
     std::tie(reader_, writer_) = co_await *std::move(upgrade_);
+    asked_.clear();
+    reply_.clear();
+    words_.clear();
     start_clock();
 }
 

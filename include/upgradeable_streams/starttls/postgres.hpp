@@ -72,11 +72,11 @@ inline asio::awaitable<void> hear_postgres_error(starttls_dialogue& dialogue)
         rest = co_await dialogue.read(size - 4);
     else if (message.find('\0') == message.npos)
         rest = co_await dialogue.read_until(end);
-    std::string words = has_fields ? std::string() : message + rest;
+    std::string_view words = has_fields ? std::string_view() : message += rest;
     for (std::size_t at = 0; has_fields && at < rest.size(); at = std::min(rest.find('\0', at), rest.size() - 1) + 1)
         if (rest[at] == 'M')
-            words = rest.substr(at + 1);
-    dialogue.explain(words.substr(0, words.find('\0')));
+            words = std::string_view(rest).substr(at + 1);
+    dialogue.explain(std::string(words.substr(0, words.find('\0'))));
 }
 
 inline asio::awaitable<std::vector<std::string>> talk_postgres(starttls_dialogue& dialogue)
