@@ -46,8 +46,8 @@ test::process::outcome run_probe(std::string_view protocol, Arguments arguments,
 
 TEST_CASE("starttls_probe: a server of each protocol is verified, and what was negotiated is told")
 {
-    for (const std::string protocol : {"smtp", "submission", "lmtp", "imap", "pop3", "sieve", "nntp", "ftp", "irc", "xmpp",
-                                       "xmpp-server", "ldap", "postgres"})
+    for (const std::string protocol : {"smtp", "submission", "lmtp", "imap", "pop3", "sieve", "nntp", "ftp", "irc",
+                                       "xmpp", "xmpp-server", "ldap", "postgres"})
     {
         const auto [status, output, errors] =
             run_probe(protocol == "submission" ? "smtp" : protocol,
@@ -196,7 +196,7 @@ TEST_CASE("starttls_probe: wrong arguments are told with what is right, and the 
     }
 }
 
-TEST_CASE("starttls_probe: a CA file that is not there, and output that cannot be written, are told, with exit status 2")
+TEST_CASE("starttls_probe: a CA file that is not there, and output that cannot be written: exit status 2")
 {
     const std::pair<std::string, std::string> troubles[] = {
         {" smtp [::1]:1 --ca /nowhere", "CA file \"/nowhere\": No such file or directory\n"},

@@ -125,13 +125,16 @@ const dialect pop3{starttls::is_pop3_request, starttls::answer_pop3,
                    },
                    "QUIT"};
 
-const dialect sieve{starttls::is_sieve_request, starttls::answer_sieve,
+const dialect sieve{starttls::is_sieve_request,
+                    starttls::answer_sieve,
                     [](bool is_tls) -> std::string
                     {
                         return std::string("\"IMPLEMENTATION\" \"test\"\r\n\"SASL\" \"\"\r\n\"SIEVE\" \"\"\r\n") +
                                (is_tls ? "" : "\"STARTTLS\"\r\n") + "\"VERSION\" \"1.0\"\r\nOK \"ready\"\r\n";
                     },
-                    [](const std::string&, const std::string&, bool) -> std::string { return "OK\r\n"; }, "LOGOUT", false,
+                    [](const std::string&, const std::string&, bool) -> std::string { return "OK\r\n"; },
+                    "LOGOUT",
+                    false,
                     true};
 
 const dialect nntp{starttls::is_nntp_request, starttls::answer_nntp,

@@ -63,7 +63,8 @@ TEST_CASE("real clients: gnutls-cli --starttls-proto")
 {
     if (test::is_missing("gnutls-cli", {"gnutls-cli", "--version"}))
         return;
-    for (const std::string protocol : {"smtp", "lmtp", "imap", "pop3", "sieve", "nntp", "ftp", "xmpp", "ldap", "postgres"})
+    for (const std::string protocol :
+         {"smtp", "lmtp", "imap", "pop3", "sieve", "nntp", "ftp", "xmpp", "ldap", "postgres"})
         check_client(protocol, "- Description: (TLS",
                      [&](const std::string& port, const std::string& ca_file)
                      {
@@ -96,8 +97,9 @@ TEST_CASE("real clients: swaks")
     check_client("smtp", "250 2.0.0 Ok",
                  [&](const std::string& port, const std::string& ca_file)
                  {
-                     return test::words("swaks --server 127.0.0.1 --port " + port + " --tls --tls-verify --tls-ca-path " +
-                                        ca_file + " --helo localhost --from a@localhost --to b@localhost");
+                     return test::words("swaks --server 127.0.0.1 --port " + port + " --tls --tls-verify" +
+                                        " --tls-ca-path " + ca_file +
+                                        " --helo localhost --from a@localhost --to b@localhost");
                  });
 }
 
@@ -108,8 +110,8 @@ TEST_CASE("real clients: ldapsearch -ZZ")
     check_client("ldap", "result: 0 Success",
                  [&](const std::string& port, const std::string& ca_file)
                  {
-                     return test::words("env LDAPTLS_CACERT=" + ca_file + " LDAPTLS_REQCERT=demand ldapsearch -ZZ -x -H " +
-                                        "ldap://127.0.0.1:" + port + " -b dc=test -s base");
+                     return test::words("env LDAPTLS_CACERT=" + ca_file + " LDAPTLS_REQCERT=demand" +
+                                        " ldapsearch -ZZ -x -H ldap://127.0.0.1:" + port + " -b dc=test -s base");
                  });
 }
 
@@ -121,9 +123,13 @@ TEST_CASE("real clients: psql with sslmode=verify-full")
                  [&](const std::string& port, const std::string& ca_file)
                  {
                      return command{"psql",
-                                    "host=localhost hostaddr=127.0.0.1 port=" + port + " user=u dbname=d gssencmode=disable" +
+                                    "host=localhost hostaddr=127.0.0.1 port=" + port +
+                                        " user=u dbname=d gssencmode=disable" +
                                         " sslmode=verify-full sslrootcert=" + ca_file,
-                                    "-c", ";", "-c", "\\echo over TLSv1.3"};
+                                    "-c",
+                                    ";",
+                                    "-c",
+                                    "\\echo over TLSv1.3"};
                  });
 }
 

@@ -35,7 +35,7 @@ namespace
 const step finish{step::kind::finish};
 const step stall{step::kind::stall};
 
-/// The client was told why, the connection is closed, and the server has heard nothing but what belongs to the protocol.
+/// The client was told why, the connection is closed, and the server has heard nothing but the protocol's requests.
 void check_refusal(const outcome& result, const std::string& heard)
 {
     CHECK(result.is_closed);

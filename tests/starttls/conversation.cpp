@@ -61,7 +61,8 @@ void play(raw_peer& peer, const std::vector<step>& steps, outcome& result)
         case step::kind::say_on: say_on(peer, bytes, result); break;
         case step::kind::hear:
         {
-            const std::string heard = peer.ssl() ? peer.tls_read_exactly(bytes.size()) : peer.recv_exactly(bytes.size());
+            const std::string heard =
+                peer.ssl() ? peer.tls_read_exactly(bytes.size()) : peer.recv_exactly(bytes.size());
             if (!peer.ssl())
                 result.heard += heard;
             if (heard != bytes)

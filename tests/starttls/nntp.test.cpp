@@ -2,13 +2,16 @@
 
 #include "conversation.hpp"
 #include "support/catch.hpp"
+#include "support/chunked_stream.hpp"
 
 #include <upgradeable_streams/starttls/nntp.hpp>
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
 namespace us = upgradeable_streams;
+using test::hear;
 using test::say;
 using us::errc;
 
@@ -22,6 +25,29 @@ TEST_CASE("nntp: a server that lists nothing over TLS has no capabilities, and t
         CHECK(result.what == "");
         CHECK(result.is_tls);
         CHECK(result.capabilities.empty());
+    }
+}
+
+TEST_CASE("nntp: a server that speaks with other servers first is asked to be a reader's")
+{
+    const std::vector<test::step> steps = {say("200 ready\r\n"),
+                                           hear("CAPABILITIES\r\n"),
+                                           say("101 list\r\nVERSION 2\r\nmode-reader\r\n.\r\n"),
+                                           hear("MODE READER\r\n"),
+                                           say("201 no posting\r\n"),
+                                           hear("CAPABILITIES\r\n"),
+                                           say("101 list\r\nVERSION 2\r\nREADER\r\nSTARTTLS\r\n.\r\n"),
+                                           hear("STARTTLS\r\n"),
+                                           say("382 go\r\n"),
+                                           test::begin_tls(),
+                                           hear("CAPABILITIES\r\n"),
+                                           say("101 list\r\nVERSION 2\r\nREADER\r\n.\r\n")};
+    for (const std::size_t chunk : test::chunk_sizes)
+    {
+        const test::outcome result = test::negotiate(us::starttls::nntp, steps, {}, chunk);
+        CHECK(result.what == "");
+        CHECK(result.trouble == "");
+        CHECK(result.capabilities == std::vector<std::string>{"VERSION 2", "READER"});
     }
 }
 

@@ -231,6 +231,20 @@ TEST_CASE("starttls servers: an answer while a read is pending closes the connec
         });
 }
 
+TEST_CASE("starttls servers: who would be the client in TLS is told so at the call")
+{
+    const answering& how = GENERATE(from_range(test::answerings()));
+    CAPTURE(how.name);
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            us::connection_options of_client{.ssl = &test::client_context(), .upgradeable = true};
+            test::raw_link link = co_await test::link_with_raw_peer(of_client);
+            CHECK_THROWS_AS(how.answer(link.reader, link.writer, how.request, {}), std::invalid_argument);
+            CHECK_FALSE(link.writer.is_closing());
+        });
+}
+
 TEST_CASE("starttls servers: what does not ask for TLS is told from what does, and not answered")
 {
     const answering& how = GENERATE(from_range(test::answerings()));

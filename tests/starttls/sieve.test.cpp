@@ -94,5 +94,6 @@ TEST_CASE("sieve: what came in plain text is not shown with what the server says
     const test::outcome result = test::negotiate(us::starttls::sieve, steps);
     CHECK(result.error == errc::request_refused);
     CHECK(result.reply == "BYE \"no more\"\r\n");
-    CHECK(result.what == "ManageSieve: the server answered \"BYE \"no more\"\": the peer refused what it was asked for");
+    CHECK(result.what ==
+          "ManageSieve: the server answered \"BYE \"no more\"\": the peer refused what it was asked for");
 }

@@ -1,16 +1,14 @@
 /// @file
-/// What the servers of starttls/ have in common: a request's words, and the answer with what follows it.
+/// What the servers of starttls/ have in common: the answer, and what follows it.
 #ifndef UPGRADEABLE_STREAMS_DETAIL_STARTTLS_ANSWER_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_STARTTLS_ANSWER_HPP
 
-#include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
 #include <upgradeable_streams/stream_writer.hpp>
 #include <upgradeable_streams/tls.hpp>
 
 #include <asio/awaitable.hpp>
 
-#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -19,27 +17,6 @@
 
 namespace upgradeable_streams::detail
 {
-
-/// Takes the first word off a line, in lower case, and the blanks behind it.
-inline std::string take_word(std::string_view& line)
-{
-    const std::string word = lower_case(line.substr(0, line.find_first_of(" \t\r\n")));
-    line.remove_prefix(word.size());
-    line.remove_prefix(std::min(line.find_first_not_of(" \t"), line.size()));
-    return word;
-}
-
-/// Whether this is a word of printable ASCII.
-inline bool is_word(std::string_view text)
-{
-    return !text.empty() && std::ranges::all_of(text, [](unsigned char c) { return c > ' ' && c < 0x7f; });
-}
-
-/// Whether no word is left.
-inline bool is_line_end(std::string_view line)
-{
-    return line.find_first_not_of("\r\n") == line.npos;
-}
 
 inline void require_request(bool is_request, const char* function, const char* request)
 {
@@ -81,12 +58,15 @@ inline asio::awaitable<std::pair<stream_reader, stream_writer>>
 answer_starttls(const stream_reader& reader, const stream_writer& writer, const tls_options& options,
                 const starttls_answers& answers)
 {
+    const bool is_granted = !reader.is_tls() && (options.ssl || writer.is_upgradeable());
+    if (is_granted && options.role.value_or(writer.role()) != tls_role::server)
+        throw std::invalid_argument("who answers STARTTLS is the server in TLS too: give tls_role::server");
     std::optional<asio::awaitable<std::pair<stream_reader, stream_writer>>> upgrade;
-    std::string_view answer = answers.encrypted;
-    if (!reader.is_tls())
-        answer = options.ssl || writer.is_upgradeable() ? answers.granted : answers.unavailable;
-    if (answer == answers.granted)
+    if (is_granted)
         upgrade.emplace(stream_writer(writer).start_tls(options));
+    const std::string_view answer = is_granted        ? answers.granted
+                                    : reader.is_tls() ? answers.encrypted
+                                                      : answers.unavailable;
     return answer_starttls(reader, writer, std::string(answer), std::move(upgrade), answers.closes);
 }
 

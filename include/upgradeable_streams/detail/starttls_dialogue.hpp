@@ -50,7 +50,8 @@ public:
     /// The next line without its end, which is CRLF or LF. Control characters but these are errc::reply_malformed.
     asio::awaitable<std::string> read_line(std::string_view controls = "\t");
 
-    /// The lines up to one that is a dot, without what they were stuffed with (RFC 1939 section 3, RFC 3977 section 3.1.1).
+    /// The lines up to one that is a dot, without what they were stuffed with (RFC 1939 section 3, RFC 3977 section
+    /// 3.1.1).
     asio::awaitable<std::vector<std::string>> read_lines_to_dot();
 
     /// Up to and with one of the separators.
@@ -71,15 +72,26 @@ public:
     /// Throws a starttls_error with what the server answered.
     [[noreturn]] void fail(errc reason) const;
 
-    /// Has `talk` lead the dialogue, and closes the connection if it fails.
-    static asio::awaitable<starttls::negotiated> run(std::shared_ptr<starttls_dialogue> dialogue,
-                                                     asio::awaitable<std::vector<std::string>> talk);
+    /// Has `talk(dialogue, given...)` lead a dialogue, and closes the connection if it fails. Its result is what the
+    /// server is capable of. Errors at the call: those that all clients have.
+    template <typename Talk, typename... Given>
+    static asio::awaitable<starttls::negotiated> run(std::string_view protocol, const stream_reader& reader,
+                                                     const stream_writer& writer,
+                                                     const starttls::starttls_options& options, Talk talk,
+                                                     const Given&... given)
+    {
+        const auto dialogue = std::make_shared<starttls_dialogue>(protocol, reader, writer, options);
+        return run(dialogue, talk(*dialogue, given...));
+    }
 
     std::string greeting; ///< Of negotiated.
 
 private:
     static constexpr std::size_t most_replies = 64 * 1024;
     static constexpr std::size_t most_shown = 512;
+
+    static asio::awaitable<starttls::negotiated> run(std::shared_ptr<starttls_dialogue> dialogue,
+                                                     asio::awaitable<std::vector<std::string>> talk);
 
     void hear(std::string_view bytes);
     void close();

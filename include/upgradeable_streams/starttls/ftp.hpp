@@ -6,6 +6,7 @@
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_code.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
+#include <upgradeable_streams/detail/words.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
@@ -16,7 +17,6 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -141,8 +141,7 @@ namespace starttls
 inline asio::awaitable<negotiated> ftp(const stream_reader& reader, const stream_writer& writer,
                                        const starttls_options& options)
 {
-    const auto dialogue = std::make_shared<detail::starttls_dialogue>("FTP", reader, writer, options);
-    return detail::starttls_dialogue::run(dialogue, detail::talk_ftp(*dialogue));
+    return detail::starttls_dialogue::run("FTP", reader, writer, options, detail::talk_ftp);
 }
 
 inline asio::awaitable<std::pair<stream_reader, stream_writer>>

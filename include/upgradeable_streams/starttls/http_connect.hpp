@@ -18,7 +18,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -138,8 +137,8 @@ inline asio::awaitable<negotiated> http_connect(const stream_reader& reader, con
         tunnel.tls.server_hostname = host;
     const std::string request = "CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n" +
                                 detail::proxy_authorization(options.user, options.password) + "\r\n";
-    const auto dialogue = std::make_shared<detail::starttls_dialogue>("HTTP", reader, writer, tunnel);
-    return detail::starttls_dialogue::run(dialogue, detail::talk_http_connect(*dialogue, "CONNECT " + target, request));
+    return detail::starttls_dialogue::run("HTTP", reader, writer, tunnel, detail::talk_http_connect,
+                                          "CONNECT " + target, request);
 }
 
 } // namespace starttls

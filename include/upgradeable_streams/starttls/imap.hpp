@@ -7,6 +7,7 @@
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
 #include <upgradeable_streams/detail/starttls_literal.hpp>
+#include <upgradeable_streams/detail/words.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
@@ -16,7 +17,6 @@
 #include <asio/awaitable.hpp>
 
 #include <algorithm>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -146,8 +146,7 @@ namespace starttls
 inline asio::awaitable<negotiated> imap(const stream_reader& reader, const stream_writer& writer,
                                         const starttls_options& options)
 {
-    const auto dialogue = std::make_shared<detail::starttls_dialogue>("IMAP", reader, writer, options);
-    return detail::starttls_dialogue::run(dialogue, detail::talk_imap(*dialogue));
+    return detail::starttls_dialogue::run("IMAP", reader, writer, options, detail::talk_imap);
 }
 
 inline bool is_imap_request(std::string_view line)

@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
+#include <upgradeable_streams/detail/words.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
@@ -13,7 +14,6 @@
 
 #include <asio/awaitable.hpp>
 
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -96,8 +96,7 @@ namespace starttls
 inline asio::awaitable<negotiated> irc(const stream_reader& reader, const stream_writer& writer,
                                        const starttls_options& options)
 {
-    const auto dialogue = std::make_shared<detail::starttls_dialogue>("IRC", reader, writer, options);
-    return detail::starttls_dialogue::run(dialogue, detail::talk_irc(*dialogue));
+    return detail::starttls_dialogue::run("IRC", reader, writer, options, detail::talk_irc);
 }
 
 inline asio::awaitable<std::pair<stream_reader, stream_writer>>

@@ -17,7 +17,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -169,8 +168,7 @@ namespace starttls
 inline asio::awaitable<negotiated> ldap(const stream_reader& reader, const stream_writer& writer,
                                         const starttls_options& options)
 {
-    const auto dialogue = std::make_shared<detail::starttls_dialogue>("LDAP", reader, writer, options);
-    return detail::starttls_dialogue::run(dialogue, detail::talk_ldap(*dialogue));
+    return detail::starttls_dialogue::run("LDAP", reader, writer, options, detail::talk_ldap);
 }
 
 inline bool is_ldap_request(std::string_view message)

@@ -15,7 +15,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -124,8 +123,7 @@ namespace starttls
 inline asio::awaitable<negotiated> mysql(const stream_reader& reader, const stream_writer& writer,
                                          const starttls_options& options, const mysql_client& client)
 {
-    const auto dialogue = std::make_shared<detail::starttls_dialogue>("MySQL", reader, writer, options);
-    return detail::starttls_dialogue::run(dialogue, detail::talk_mysql(*dialogue, client));
+    return detail::starttls_dialogue::run("MySQL", reader, writer, options, detail::talk_mysql, client);
 }
 
 inline std::string mysql_login_header(const negotiated& connection, const mysql_client& client)

@@ -14,20 +14,21 @@
 #include <type_traits>
 #include <vector>
 
-/// Negotiators: of each protocol the client, which leads a connection from its first byte to TLS, and the server's answer
-/// to a client that asks for TLS.
+/// Negotiators: of each protocol the client, which leads a connection from its first byte to TLS, and the server's
+/// answer to a client that asks for TLS.
 ///
 /// Errors, of every client: at the call, with nothing sent, std::invalid_argument for options that make no sense,
-/// errc::already_tls and errc::not_upgradeable. Every other failure closes the connection: a starttls_error, which shows
-/// the server's words, with errc::tls_not_offered, request_refused, reply_malformed, reply_too_long (64 KiB in all, or a
-/// line above the reader's limit), negotiation_timeout, or incomplete_read where the server closed the connection; and
-/// as stream_writer::start_tls, errc::plaintext_injection for whatever follows the go-ahead. Nothing but the protocol's
-/// own commands is ever sent in plain text.
+/// errc::already_tls and errc::not_upgradeable. Every other failure closes the connection: a starttls_error, which
+/// shows the server's words, with errc::tls_not_offered, request_refused, reply_malformed, reply_too_long (64 KiB in
+/// all, or a line above the reader's limit), negotiation_timeout, or incomplete_read where the server closed the
+/// connection; and as stream_writer::start_tls, errc::plaintext_injection for whatever follows the go-ahead. Nothing
+/// but the protocol's own commands is ever sent in plain text.
 ///
-/// Errors, of every answer: std::invalid_argument for another request; as stream_writer::start_tls: what the client sent
-/// behind its request is the beginning of TLS, or errc::plaintext_injection. Answers return the pair to go on with, in
-/// plain text after a refusal. A client that has logged in (in irc, begun to register) may not ask for TLS any more in
-/// imap, pop3, sieve, nntp and irc; that is for the caller to say.
+/// Errors, of every answer: at the call std::invalid_argument for another request, and for a pair that is the client in
+/// TLS; as stream_writer::start_tls: what the client sent behind its request is the beginning of TLS, or
+/// errc::plaintext_injection. Whatever fails once TLS was granted closes the connection. Answers return the pair to go
+/// on with, in plain text after a refusal. A client that has logged in (in irc, begun to register) may not ask for TLS
+/// any more in imap, pop3, sieve, nntp and irc; that is for the caller to say.
 ///
 /// Cancellation: closes the connection.
 ///
@@ -38,8 +39,8 @@ namespace upgradeable_streams::starttls
 struct starttls_options
 {
     /// `attempt` goes on in plain text where the server does not offer TLS; one that offers it and then refuses is an
-    /// error. `never` does the same dialogue without asking for it, as over a connection that began with TLS (ports 465,
-    /// 993, 995).
+    /// error. `never` does the same dialogue without asking for it, as over a connection that began with TLS (ports
+    /// 465, 993, 995).
     starttls_policy policy = starttls_policy::require;
 
     /// As for stream_writer::start_tls.

@@ -3,9 +3,11 @@
 #ifndef UPGRADEABLE_STREAMS_STARTTLS_NNTP_HPP
 #define UPGRADEABLE_STREAMS_STARTTLS_NNTP_HPP
 
+#include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_code.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
+#include <upgradeable_streams/detail/words.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
@@ -15,7 +17,6 @@
 #include <asio/awaitable.hpp>
 
 #include <algorithm>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -27,7 +28,7 @@ namespace starttls
 {
 
 /// Reads the greeting and says CAPABILITIES, upgrades, and says CAPABILITIES again. A server that does not know that
-/// does not offer TLS.
+/// does not offer TLS; one that speaks with other servers first is told MODE READER (RFC 3977 section 5.3).
 ///
 /// Returns: `capabilities` are the lines of the last answer, as `VERSION 2`, `READER`, `AUTHINFO USER`.
 asio::awaitable<negotiated> nntp(const stream_reader& reader, const stream_writer& writer,
@@ -57,6 +58,13 @@ inline asio::awaitable<std::string> read_nntp(starttls_dialogue& dialogue)
     co_return reply_code(dialogue, line);
 }
 
+inline asio::awaitable<void> expect_nntp_greeting(starttls_dialogue& dialogue)
+{
+    const std::string code = co_await read_nntp(dialogue);
+    if (code != "200" && code != "201")
+        dialogue.fail(errc::request_refused);
+}
+
 inline asio::awaitable<std::vector<std::string>> ask_nntp_capabilities(starttls_dialogue& dialogue)
 {
     dialogue.ask("CAPABILITIES", "CAPABILITIES\r\n");
@@ -71,10 +79,15 @@ inline asio::awaitable<std::vector<std::string>> ask_nntp_capabilities(starttls_
 
 inline asio::awaitable<std::vector<std::string>> talk_nntp(starttls_dialogue& dialogue)
 {
-    const std::string greeting = co_await read_nntp(dialogue);
-    if (greeting != "200" && greeting != "201")
-        dialogue.fail(errc::request_refused);
+    co_await expect_nntp_greeting(dialogue);
     std::vector<std::string> capabilities = co_await ask_nntp_capabilities(dialogue);
+    const auto is_mode_reader = [](const std::string& capability) { return lower_case(capability) == "mode-reader"; };
+    if (std::ranges::any_of(capabilities, is_mode_reader))
+    {
+        dialogue.ask("MODE READER", "MODE READER\r\n");
+        co_await expect_nntp_greeting(dialogue);
+        capabilities = co_await ask_nntp_capabilities(dialogue);
+    }
     if (!dialogue.wants_tls(std::ranges::any_of(capabilities, starttls::is_nntp_request)))
         co_return capabilities;
     dialogue.ask("STARTTLS", "STARTTLS\r\n");
@@ -94,8 +107,7 @@ namespace starttls
 inline asio::awaitable<negotiated> nntp(const stream_reader& reader, const stream_writer& writer,
                                         const starttls_options& options)
 {
-    const auto dialogue = std::make_shared<detail::starttls_dialogue>("NNTP", reader, writer, options);
-    return detail::starttls_dialogue::run(dialogue, detail::talk_nntp(*dialogue));
+    return detail::starttls_dialogue::run("NNTP", reader, writer, options, detail::talk_nntp);
 }
 
 inline asio::awaitable<std::pair<stream_reader, stream_writer>>

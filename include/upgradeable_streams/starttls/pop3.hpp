@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
+#include <upgradeable_streams/detail/words.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
@@ -14,7 +15,6 @@
 #include <asio/awaitable.hpp>
 
 #include <algorithm>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -96,8 +96,7 @@ namespace starttls
 inline asio::awaitable<negotiated> pop3(const stream_reader& reader, const stream_writer& writer,
                                         const starttls_options& options)
 {
-    const auto dialogue = std::make_shared<detail::starttls_dialogue>("POP3", reader, writer, options);
-    return detail::starttls_dialogue::run(dialogue, detail::talk_pop3(*dialogue));
+    return detail::starttls_dialogue::run("POP3", reader, writer, options, detail::talk_pop3);
 }
 
 inline asio::awaitable<std::pair<stream_reader, stream_writer>>

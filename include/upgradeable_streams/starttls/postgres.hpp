@@ -16,7 +16,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -106,8 +105,7 @@ namespace starttls
 inline asio::awaitable<negotiated> postgres(const stream_reader& reader, const stream_writer& writer,
                                             const starttls_options& options)
 {
-    const auto dialogue = std::make_shared<detail::starttls_dialogue>("PostgreSQL", reader, writer, options);
-    return detail::starttls_dialogue::run(dialogue, detail::talk_postgres(*dialogue));
+    return detail::starttls_dialogue::run("PostgreSQL", reader, writer, options, detail::talk_postgres);
 }
 
 inline asio::awaitable<std::pair<stream_reader, stream_writer>> answer_postgres(const stream_reader& reader,

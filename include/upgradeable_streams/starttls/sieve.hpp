@@ -6,6 +6,7 @@
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
 #include <upgradeable_streams/detail/starttls_literal.hpp>
+#include <upgradeable_streams/detail/words.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
@@ -16,7 +17,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -132,8 +132,7 @@ namespace starttls
 inline asio::awaitable<negotiated> sieve(const stream_reader& reader, const stream_writer& writer,
                                          const starttls_options& options)
 {
-    const auto dialogue = std::make_shared<detail::starttls_dialogue>("ManageSieve", reader, writer, options);
-    return detail::starttls_dialogue::run(dialogue, detail::talk_sieve(*dialogue));
+    return detail::starttls_dialogue::run("ManageSieve", reader, writer, options, detail::talk_sieve);
 }
 
 inline asio::awaitable<std::pair<stream_reader, stream_writer>> answer_sieve(const stream_reader& reader,

@@ -6,6 +6,7 @@
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_code.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
+#include <upgradeable_streams/detail/words.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
@@ -17,7 +18,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -114,8 +114,8 @@ inline asio::awaitable<starttls::negotiated> negotiate_smtp(std::string_view pro
     const std::string name(options.client_name.empty() ? address_literal(writer) : options.client_name);
     if (!is_word(name))
         throw std::invalid_argument("client_name must be a domain, or an address in brackets");
-    const auto dialogue = std::make_shared<starttls_dialogue>(protocol, reader, writer, options);
-    return starttls_dialogue::run(dialogue, talk_smtp(*dialogue, std::string(hello) + " " + name + "\r\n"));
+    return starttls_dialogue::run(protocol, reader, writer, options, talk_smtp,
+                                  std::string(hello) + " " + name + "\r\n");
 }
 
 } // namespace detail

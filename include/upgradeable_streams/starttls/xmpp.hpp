@@ -16,7 +16,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -31,9 +30,9 @@ namespace starttls
 
 /// Opens a stream to `domain` and reads the features, upgrades, and opens a new one.
 ///
-/// Returns: `capabilities` are the features of the stream that is open now, each as its element's XML; `greeting` is the
-/// tag with which the server opened that stream, whose `id` dialback takes (XEP-0220). The client's own has no `from`
-/// (RFC 6120 section 4.7.1).
+/// Returns: `capabilities` are the features of the stream that is open now, each as its element's XML; `greeting` is
+/// the tag with which the server opened that stream, whose `id` dialback takes (XEP-0220). The client's own has no
+/// `from` (RFC 6120 section 4.7.1).
 asio::awaitable<negotiated> xmpp(const stream_reader& reader, const stream_writer& writer,
                                  const starttls_options& options);
 
@@ -172,8 +171,7 @@ inline asio::awaitable<starttls::negotiated> negotiate_xmpp(const stream_reader&
                                std::string(xmpp_streams) + "'>";
     if (options.tls.server_hostname.empty())
         options.tls.server_hostname = options.domain;
-    const auto dialogue = std::make_shared<starttls_dialogue>("XMPP", reader, writer, options);
-    return starttls_dialogue::run(dialogue, talk_xmpp(*dialogue, header));
+    return starttls_dialogue::run("XMPP", reader, writer, options, talk_xmpp, header);
 }
 
 } // namespace detail
