@@ -48,9 +48,8 @@ using steady = std::chrono::steady_clock;
 constexpr std::string_view usage =
     "usage: starttls_probe PROTOCOL HOST[:PORT] [OPTIONS]\n"
     "       starttls_probe --targets FILE [OPTIONS]\n"
-    "Tells what a server negotiates after STARTTLS and whether its certificate verifies. The exit status is 0 if so, 1 "
-    "if\n"
-    "a target fails, 2 if the arguments are wrong or the output cannot be written.\n"
+    "Tells what a server negotiates after STARTTLS and whether its certificate verifies. The exit status is 0 if so,\n"
+    "1 if a target fails, and 2 if the arguments are wrong or the output cannot be written.\n"
     "PROTOCOL is smtp, submission, lmtp, imap, pop3, sieve, nntp, ftp, irc, xmpp, xmpp-server, ldap, postgres, mysql,\n"
     "or http-connect, where HOST is the proxy.\n"
     "  --ca FILE        trust the certificates of this PEM file, in place of the system's\n"
