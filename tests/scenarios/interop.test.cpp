@@ -208,7 +208,7 @@ asio::awaitable<void> ftp(us::stream_reader reader, us::stream_writer writer)
 
 TEST_CASE("interop: openssl s_client upgrades by SMTP's STARTTLS")
 {
-    if (is_missing("openssl", {"openssl", "version"}))
+    if (test::is_missing("openssl", {"openssl", "version"}))
         return;
     const std::string version = GENERATE(as<std::string>(), "1.2", "1.3");
     const auto run_client = [&](const std::string& port)
@@ -226,7 +226,7 @@ TEST_CASE("interop: openssl s_client upgrades by SMTP's STARTTLS")
 
 TEST_CASE("interop: openssl s_client refuses a certificate for another name, and the server is told so")
 {
-    if (is_missing("openssl", {"openssl", "version"}))
+    if (test::is_missing("openssl", {"openssl", "version"}))
         return;
     const std::string version = GENERATE(as<std::string>(), "1.2", "1.3");
     const auto run_client = [&](const std::string& port)
@@ -241,7 +241,7 @@ TEST_CASE("interop: openssl s_client refuses a certificate for another name, and
 
 TEST_CASE("interop: gnutls-cli upgrades by SMTP's STARTTLS, asked for by the user or by itself")
 {
-    if (is_missing("gnutls-cli", {"gnutls-cli", "--version"}))
+    if (test::is_missing("gnutls-cli", {"gnutls-cli", "--version"}))
         return;
     const std::string starttls = GENERATE(as<std::string>(), "--starttls", "--starttls-proto=smtp");
     const std::string version = GENERATE(as<std::string>(), "1.2", "1.3");
@@ -267,7 +267,7 @@ TEST_CASE("interop: gnutls-cli upgrades by SMTP's STARTTLS, asked for by the use
 
 TEST_CASE("interop: gnutls-cli refuses a certificate for another name, and the server is told so")
 {
-    if (is_missing("gnutls-cli", {"gnutls-cli", "--version"}))
+    if (test::is_missing("gnutls-cli", {"gnutls-cli", "--version"}))
         return;
     const std::string version = GENERATE(as<std::string>(), "1.2", "1.3");
     const auto run_client = [&](const std::string& port)
