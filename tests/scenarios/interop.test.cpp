@@ -42,7 +42,7 @@ using command = std::vector<std::string>;
 bool is_python_missing()
 {
     return test::is_missing("Python 3.11 or newer",
-                      {"python3", "-c", "import sys, ssl; sys.exit(sys.version_info < (3, 11))"});
+                            {"python3", "-c", "import sys, ssl; sys.exit(sys.version_info < (3, 11))"});
 }
 
 /// As much of SMTP as a client needs for STARTTLS (RFC 3207); in TLS one line is sent back.
