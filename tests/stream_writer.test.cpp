@@ -742,6 +742,44 @@ TEST_CASE("close: a peer that never reads is errc::shutdown_timeout")
         });
 }
 
+TEST_CASE("abort: ends the connection at once, whatever is queued, and a pending read with errc::connection_closed")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            raw_link link = co_await link_with_raw_peer(options_of(tls));
+            auto pending = test::spawn(executor, [&] { return link.reader.readline(); });
+            co_await test::turns();
+            link.writer.write(std::string(16 * 1024 * 1024, 'x'));
+            link.writer.abort();
+            CHECK(link.writer.is_closing());
+            CHECK(!link.writer.get_extra_info<"socket">());
+            const std::error_code error = co_await error_of(pending.join());
+            CHECK(error == us::errc::connection_closed);
+            co_await link.writer.wait_closed();
+            CHECK_THROWS_AS(link.writer.write("x"), std::system_error);
+            link.writer.abort();
+            const std::string received = co_await joined(run_in_thread(
+                [&]
+                {
+                    std::string bytes;
+                    try
+                    {
+                        for (std::string more; !(more = link.peer.recv_some()).empty();)
+                            bytes += more;
+                    }
+                    catch (const std::system_error&) // a reset
+                    {
+                    }
+                    return bytes;
+                }));
+            CHECK(received.size() < 16 * 1024 * 1024);
+        });
+}
+
 TEST_CASE("write_eof: ends writing after what is queued, while reading goes on")
 {
     const bool tls = GENERATE(false, true);

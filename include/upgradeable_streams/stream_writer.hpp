@@ -134,6 +134,14 @@ public:
         handle_->connection()->close();
     }
 
+    /// Closes at once: what is queued is lost, and under TLS the peer is not told (asyncio's transport.abort). Pending
+    /// reads end with errc::connection_closed.
+    void abort()
+    {
+        handle_->check_epoch();
+        handle_->connection()->abort();
+    }
+
     bool is_closing() const
     {
         handle_->check_epoch();

@@ -178,6 +178,22 @@ TEST_CASE("starttls clients: a server that stalls, before or amid what it should
             });
 }
 
+TEST_CASE("starttls clients: the handshake has a deadline of its own, in which that of the dialogue does not run")
+{
+    const conversation& meant = test::conversation_of("smtp");
+    us::starttls::starttls_options options = meant.options;
+    options.timeout = 1s;
+    std::vector<step> steps = meant.steps;
+    steps.insert(std::ranges::find(steps, step::kind::tls, &step::what), step{step::kind::dawdle});
+    const outcome slow = test::negotiate(meant.client, steps, options);
+    CHECK(slow.what == "");
+    CHECK(slow.is_tls);
+    options.tls.handshake_timeout = 300ms;
+    const outcome late = test::negotiate(meant.client, steps, options);
+    CHECK(late.error == errc::handshake_timeout);
+    CHECK(late.is_closed);
+}
+
 TEST_CASE("starttls clients: whatever follows the go-ahead in plain text is plaintext_injection, and shown")
 {
     const conversation& meant = GENERATE(from_range(test::conversations()));

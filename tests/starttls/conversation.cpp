@@ -9,7 +9,9 @@
 #include "support/thread.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <exception>
+#include <thread>
 
 namespace us = upgradeable_streams;
 
@@ -72,6 +74,7 @@ void play(raw_peer& peer, const std::vector<step>& steps, outcome& result)
             }
             break;
         }
+        case step::kind::dawdle: std::this_thread::sleep_for(std::chrono::milliseconds(1200)); break;
         case step::kind::tls: peer.tls_accept(localhost_server()); break;
         case step::kind::finish: peer.send_fin(); [[fallthrough]];
         case step::kind::stall: return hear_on(peer, result);

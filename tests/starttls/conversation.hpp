@@ -28,7 +28,8 @@ struct step
         hear,   ///< Exactly this.
         tls,
         finish, ///< Says no more, and reads to the end, as after the last step.
-        stall   ///< Reads to the end without a word.
+        stall,  ///< Reads to the end without a word.
+        dawdle  ///< Does nothing for a while.
     };
 
     kind what;

@@ -94,7 +94,7 @@ private:
                                                      asio::awaitable<std::vector<std::string>> talk);
 
     void hear(std::string_view bytes);
-    void close();
+    void abort();
     void start_clock();
     void stop_clock() { ++clock_; }
 
@@ -230,14 +230,14 @@ inline void starttls_dialogue::start_clock()
             if (cancelled || !self || self->clock_ != clock)
                 return;
             self->expired_ = true;
-            self->close();
+            self->abort();
         });
 }
 
-inline void starttls_dialogue::close()
+inline void starttls_dialogue::abort()
 try
 {
-    writer_.close();
+    writer_.abort();
 }
 catch (const std::system_error&)
 {
@@ -247,7 +247,7 @@ catch (const std::system_error&)
 inline void starttls_dialogue::give_up()
 {
     stop_clock();
-    close();
+    abort();
     try
     {
         throw;

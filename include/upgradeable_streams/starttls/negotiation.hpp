@@ -18,9 +18,9 @@
 /// answer to a client that asks for TLS.
 ///
 /// Errors, of every client: at the call, with nothing sent, std::invalid_argument for options that make no sense,
-/// errc::already_tls and errc::not_upgradeable. Every other failure closes the connection: a starttls_error, which
-/// shows the server's words, with errc::tls_not_offered, request_refused, reply_malformed, reply_too_long (64 KiB in
-/// all, or a line above the reader's limit), negotiation_timeout, or incomplete_read where the server closed the
+/// errc::already_tls and errc::not_upgradeable. Every other failure closes the connection at once: a starttls_error,
+/// which shows the server's words, with errc::tls_not_offered, request_refused, reply_malformed, reply_too_long (64 KiB
+/// in all, or a line above the reader's limit), negotiation_timeout, or incomplete_read where the server closed the
 /// connection; and as stream_writer::start_tls, errc::plaintext_injection for whatever follows the go-ahead. Nothing
 /// but the protocol's own commands is ever sent in plain text.
 ///
