@@ -147,7 +147,8 @@ outcome negotiate(negotiator client, const std::vector<step>& steps, const us::s
                     }
                     catch (const std::system_error& error)
                     {
-                        if (error.code() != std::errc::broken_pipe && error.code() != std::errc::connection_reset)
+                        if (error.code() != std::errc::broken_pipe && error.code() != std::errc::connection_reset &&
+                            error.code() != std::errc::not_connected)
                             of_server.trouble = error.what();
                     }
                     catch (const std::exception& error)
