@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_STARTTLS_ANSWER_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_STARTTLS_ANSWER_HPP
 
+#include <upgradeable_streams/detail/words.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
 #include <upgradeable_streams/stream_writer.hpp>
 #include <upgradeable_streams/tls.hpp>
@@ -27,9 +28,10 @@ inline void require_request(bool is_request, const char* function, const char* r
 struct starttls_answers
 {
     std::string_view granted;
-    std::string_view unavailable; ///< There is no context.
-    std::string_view encrypted;   ///< There is TLS already.
-    bool closes = false;          ///< The connection, unless it is granted.
+    std::string_view unavailable;     ///< There is no context.
+    std::string_view encrypted;       ///< There is TLS already.
+    std::string_view parameters = {}; ///< The line has more than its word.
+    bool closes = false;              ///< The connection, unless it is granted.
 };
 
 inline asio::awaitable<std::pair<stream_reader, stream_writer>>
@@ -75,6 +77,17 @@ inline asio::awaitable<std::pair<stream_reader, stream_writer>>
 refuse_starttls(const stream_reader& reader, const stream_writer& writer, std::string_view answer)
 {
     return answer_starttls(reader, writer, std::string(answer), std::nullopt, false);
+}
+
+/// As answer_starttls, to a line of a word that has no parameters.
+inline asio::awaitable<std::pair<stream_reader, stream_writer>>
+answer_starttls_line(const stream_reader& reader, const stream_writer& writer, std::string_view line,
+                     const tls_options& options, const starttls_answers& answers)
+{
+    take_word(line);
+    if (!is_line_end(line))
+        return refuse_starttls(reader, writer, answers.parameters);
+    return answer_starttls(reader, writer, options, answers);
 }
 
 } // namespace upgradeable_streams::detail

@@ -159,14 +159,15 @@ answer_imap(const stream_reader& reader, const stream_writer& writer, std::strin
 {
     detail::require_request(is_imap_request(line), "answer_imap", "a tag and STARTTLS");
     const std::string tag(detail::take_tag(line));
-    detail::take_word(line);
-    if (!detail::is_line_end(line))
-        return detail::refuse_starttls(reader, writer, tag + " BAD STARTTLS has no parameters\r\n");
     const std::string granted = tag + " OK Begin TLS negotiation now\r\n";
     const std::string unavailable = tag + " NO TLS is not available\r\n";
     const std::string encrypted = tag + " BAD TLS is active\r\n";
-    return detail::answer_starttls(reader, writer, options,
-                                   {.granted = granted, .unavailable = unavailable, .encrypted = encrypted});
+    const std::string parameters = tag + " BAD STARTTLS has no parameters\r\n";
+    return detail::answer_starttls_line(reader, writer, line, options,
+                                        {.granted = granted,
+                                         .unavailable = unavailable,
+                                         .encrypted = encrypted,
+                                         .parameters = parameters});
 }
 
 } // namespace starttls

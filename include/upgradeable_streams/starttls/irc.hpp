@@ -107,14 +107,15 @@ answer_irc(const stream_reader& reader, const stream_writer& writer, std::string
     if (!detail::is_word(server_name))
         throw std::invalid_argument("server_name must be the name that the server sends before its replies");
     const std::string failed = ":" + std::string(server_name) + " 691 * :STARTTLS failed: ";
-    detail::take_word(line);
-    if (!detail::is_line_end(line))
-        return detail::refuse_starttls(reader, writer, failed + "it has no parameters\r\n");
     const std::string granted = ":" + std::string(server_name) + " 670 * :STARTTLS successful, go ahead with TLS\r\n";
     const std::string unavailable = failed + "TLS is not available\r\n";
     const std::string encrypted = failed + "TLS is active\r\n";
-    return detail::answer_starttls(reader, writer, options,
-                                   {.granted = granted, .unavailable = unavailable, .encrypted = encrypted});
+    const std::string parameters = failed + "it has no parameters\r\n";
+    return detail::answer_starttls_line(reader, writer, line, options,
+                                        {.granted = granted,
+                                         .unavailable = unavailable,
+                                         .encrypted = encrypted,
+                                         .parameters = parameters});
 }
 
 } // namespace starttls

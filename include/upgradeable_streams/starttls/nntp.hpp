@@ -114,13 +114,11 @@ inline asio::awaitable<std::pair<stream_reader, stream_writer>>
 answer_nntp(const stream_reader& reader, const stream_writer& writer, std::string_view line, const tls_options& options)
 {
     detail::require_request(is_nntp_request(line), "answer_nntp", "STARTTLS");
-    detail::take_word(line);
-    if (!detail::is_line_end(line))
-        return detail::refuse_starttls(reader, writer, "501 STARTTLS has no parameters\r\n");
-    return detail::answer_starttls(reader, writer, options,
-                                   {.granted = "382 Continue with TLS negotiation\r\n",
-                                    .unavailable = "580 Can not initiate TLS negotiation\r\n",
-                                    .encrypted = "502 TLS is active\r\n"});
+    return detail::answer_starttls_line(reader, writer, line, options,
+                                        {.granted = "382 Continue with TLS negotiation\r\n",
+                                         .unavailable = "580 Can not initiate TLS negotiation\r\n",
+                                         .encrypted = "502 TLS is active\r\n",
+                                         .parameters = "501 STARTTLS has no parameters\r\n"});
 }
 
 } // namespace starttls

@@ -103,13 +103,11 @@ inline asio::awaitable<std::pair<stream_reader, stream_writer>>
 answer_pop3(const stream_reader& reader, const stream_writer& writer, std::string_view line, const tls_options& options)
 {
     detail::require_request(is_pop3_request(line), "answer_pop3", "STLS");
-    detail::take_word(line);
-    if (!detail::is_line_end(line))
-        return detail::refuse_starttls(reader, writer, "-ERR STLS has no parameters\r\n");
-    return detail::answer_starttls(reader, writer, options,
-                                   {.granted = "+OK Begin TLS negotiation\r\n",
-                                    .unavailable = "-ERR TLS is not available\r\n",
-                                    .encrypted = "-ERR TLS is active\r\n"});
+    return detail::answer_starttls_line(reader, writer, line, options,
+                                        {.granted = "+OK Begin TLS negotiation\r\n",
+                                         .unavailable = "-ERR TLS is not available\r\n",
+                                         .encrypted = "-ERR TLS is active\r\n",
+                                         .parameters = "-ERR STLS has no parameters\r\n"});
 }
 
 } // namespace starttls

@@ -141,13 +141,11 @@ inline asio::awaitable<std::pair<stream_reader, stream_writer>> answer_sieve(con
                                                                              const tls_options& options)
 {
     detail::require_request(is_sieve_request(line), "answer_sieve", "STARTTLS");
-    detail::take_word(line);
-    if (!detail::is_line_end(line))
-        return detail::refuse_starttls(reader, writer, "NO \"STARTTLS has no parameters\"\r\n");
-    return detail::answer_starttls(reader, writer, options,
-                                   {.granted = "OK \"Begin TLS negotiation now\"\r\n",
-                                    .unavailable = "NO \"TLS is not available\"\r\n",
-                                    .encrypted = "NO \"TLS is active\"\r\n"});
+    return detail::answer_starttls_line(reader, writer, line, options,
+                                        {.granted = "OK \"Begin TLS negotiation now\"\r\n",
+                                         .unavailable = "NO \"TLS is not available\"\r\n",
+                                         .encrypted = "NO \"TLS is active\"\r\n",
+                                         .parameters = "NO \"STARTTLS has no parameters\"\r\n"});
 }
 
 } // namespace starttls

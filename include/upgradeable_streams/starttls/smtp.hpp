@@ -135,13 +135,11 @@ inline asio::awaitable<std::pair<stream_reader, stream_writer>> answer_smtp(cons
                                                                             const tls_options& options)
 {
     detail::require_request(is_smtp_request(line), "answer_smtp", "STARTTLS");
-    detail::take_word(line);
-    if (!detail::is_line_end(line))
-        return detail::refuse_starttls(reader, writer, "501 5.5.4 STARTTLS has no parameters\r\n");
-    return detail::answer_starttls(reader, writer, options,
-                                   {.granted = "220 2.0.0 Ready to start TLS\r\n",
-                                    .unavailable = "454 4.7.0 TLS not available\r\n",
-                                    .encrypted = "503 5.5.1 TLS is active\r\n"});
+    return detail::answer_starttls_line(reader, writer, line, options,
+                                        {.granted = "220 2.0.0 Ready to start TLS\r\n",
+                                         .unavailable = "454 4.7.0 TLS not available\r\n",
+                                         .encrypted = "503 5.5.1 TLS is active\r\n",
+                                         .parameters = "501 5.5.4 STARTTLS has no parameters\r\n"});
 }
 
 } // namespace starttls
