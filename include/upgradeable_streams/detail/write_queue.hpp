@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_DETAIL_WRITE_QUEUE_HPP
 
 #include <upgradeable_streams/detail/record_framing.hpp>
+#include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/tls_limits.hpp>
 
 #include <asio/bind_executor.hpp>
@@ -26,7 +27,7 @@
 namespace upgradeable_streams::detail
 {
 
-/// Copies each write, completes it at once, and sends the copies first in, first out.
+/// Completes each write at once, and sends copies of what the socket did not take, first in, first out.
 ///
 /// asio::ssl::stream (1.22.1 to 1.38.2) shares one output buffer and one lock between the records of a user's write
 /// and those that a read gives rise to (KeyUpdate replies, alerts). Its lock can be released by the wrong operation,
@@ -108,7 +109,12 @@ public:
             {
                 if (!std::exchange(started, true))
                 {
-                    size = append(buffers);
+                    for (auto b = asio::buffer_sequence_begin(buffers); b != asio::buffer_sequence_end(buffers); ++b)
+                    {
+                        const asio::const_buffer part(*b);
+                        put({static_cast<const char*>(part.data()), part.size()});
+                        size += part.size();
+                    }
                     ++unreleased_;
                     if (!sending_now_)
                         send(self.get_executor());
@@ -116,7 +122,9 @@ public:
                 }
                 if (queued_.size() > reply_limit)
                     return changed_.async_wait(std::move(self));
-                const release done{this, std::move(owner)};
+                const auto keep = std::move(owner);
+                --unreleased_; // the TLS stream frees its lock before it calls any handler
+                changed_.cancel();
                 self.complete(error_, size);
             },
             handler, next_);
@@ -137,35 +145,25 @@ public:
     }
 
 private:
-    /// Says that the TLS stream has seen a write's completion, even when that threw.
-    struct release
+    /// Sends what the socket takes without waiting, unless something is to go before, and queues the rest.
+    void put(std::string_view bytes)
     {
-        write_queue* queue;
-        std::shared_ptr<void> owner;
-
-        ~release()
+        const int descriptor = descriptor_of(next_);
+        asio::error_code error;
+        while (!bytes.empty() && descriptor != invalid_descriptor && sent() && queued_.empty() && !error_ && !error)
+            bytes.remove_prefix(send_at_once(descriptor, bytes, error));
+        if (error && error != asio::error::would_block)
+            fail(error);
+        if (error_)
+            return;
+        try
         {
-            --queue->unreleased_;
-            queue->changed_.cancel();
+            queued_.append(bytes);
         }
-    };
-
-    template <typename ConstBufferSequence>
-    std::size_t append(const ConstBufferSequence& buffers)
-    {
-        const std::size_t size = asio::buffer_size(buffers);
-        const std::size_t before = queued_.size();
-        if (!error_)
-            try
-            {
-                queued_.resize(before + size);
-                asio::buffer_copy(asio::buffer(queued_) + before, buffers);
-            }
-            catch (const std::bad_alloc&)
-            {
-                fail(asio::error::no_memory);
-            }
-        return size;
+        catch (const std::bad_alloc&)
+        {
+            fail(asio::error::no_memory);
+        }
     }
 
     template <typename Executor>
