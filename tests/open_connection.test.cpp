@@ -24,8 +24,10 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <future>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -61,6 +63,7 @@ const std::map<std::string, std::vector<const char*>> names = {
 };
 
 std::atomic<std::uint16_t> line_service_port{0}; ///< Of the service named line-test.
+std::atomic<int> searches{0};                    ///< How often a name was searched for.
 std::shared_future<void> slow_answer;            ///< What slow.test waits for.
 
 } // namespace
@@ -69,6 +72,9 @@ std::shared_future<void> slow_answer;            ///< What slow.test waits for.
 extern "C" int getaddrinfo(const char* host, const char* service, const addrinfo* hints, addrinfo** result)
 {
     static const auto next = reinterpret_cast<decltype(&getaddrinfo)>(dlsym(RTLD_NEXT, "getaddrinfo"));
+    if (hints->ai_flags & AI_NUMERICHOST)
+        return next(host, service, hints, result);
+    ++searches;
     std::string port = service ? service : "";
     if (port == "line-test")
         port = std::to_string(line_service_port);
@@ -208,6 +214,30 @@ TEST_CASE("open_connection: connects in plain text, to a name or an address")
                   "127.0.0.1:" + std::to_string(server.port()));
             test::raw_peer peer = server.accept();
             co_await check_lines(pair, peer);
+        });
+}
+
+TEST_CASE("open_connection: addresses and ports that are numbers are searched for nowhere, and need no thread")
+{
+    const auto threads = []
+    {
+        const std::filesystem::directory_iterator tasks("/proc/self/task");
+        return std::distance(begin(tasks), end(tasks));
+    };
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            us::connection_options options;
+            options.local_addr = us::local_address{"127.0.0.2"};
+            listener server(co_await asio::this_coro::executor);
+            const int searches_before = searches;
+            const auto threads_before = threads();
+            auto pair = co_await us::open_connection("127.0.0.1", server.port(), options);
+            CHECK(searches == searches_before);
+            CHECK(threads() == threads_before);
+            auto named = co_await us::open_connection("one.test", server.port(), options);
+            CHECK(searches == searches_before + 1);
+            CHECK(threads() == threads_before + 1);
         });
 }
 

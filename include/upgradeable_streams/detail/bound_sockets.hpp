@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_BOUND_SOCKETS_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_BOUND_SOCKETS_HPP
 
+#include <upgradeable_streams/detail/resolve.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 
 #include <asio/any_io_executor.hpp>
@@ -152,14 +153,10 @@ inline asio::awaitable<void> bound_sockets::bind(std::vector<std::string> hosts,
         if (host.find('\0') != host.npos)
             throw std::invalid_argument("a host must not hold a NUL");
         asio::error_code error;
-        tcp::resolver::results_type found;
-        if (family == ip_family::any)
-            found = co_await resolver.async_resolve(host, service, tcp::resolver::passive,
-                                                    asio::redirect_error(asio::use_awaitable, error));
-        else
-            found = co_await resolver.async_resolve(family == ip_family::v4 ? tcp::v4() : tcp::v6(), host, service,
-                                                    tcp::resolver::passive,
-                                                    asio::redirect_error(asio::use_awaitable, error));
+        const resolve_query query = {host, service, family, tcp::resolver::passive};
+        tcp::resolver::results_type found = query.numbers(resolver);
+        if (found.empty())
+            found = co_await query.async_resolve(resolver, asio::redirect_error(asio::use_awaitable, error));
         if (error)
             throw std::system_error(error, "cannot resolve " + host + ":" + service);
         for (const auto& entry : found)

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_TCP_CONNECTOR_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_TCP_CONNECTOR_HPP
 
+#include <upgradeable_streams/detail/resolve.hpp>
 #include <upgradeable_streams/detail/wait.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/port_number.hpp>
@@ -104,6 +105,9 @@ inline asio::awaitable<void> tcp_connector::wait_until(std::chrono::steady_clock
 inline asio::awaitable<tcp_connector::endpoints> tcp_connector::resolve(tcp::resolver& resolver, std::string host,
                                                                         std::string service)
 {
+    const resolve_query query = {host, service, family_};
+    if (const auto numbers = query.numbers(resolver); !numbers.empty())
+        co_return endpoints(numbers.begin(), numbers.end());
     struct outcome
     {
         std::optional<asio::error_code> error;
@@ -117,11 +121,7 @@ inline asio::awaitable<tcp_connector::endpoints> tcp_connector::resolve(tcp::res
         if (const auto self = weak.lock())
             self->changed_->cancel();
     };
-    if (family_ == ip_family::any)
-        resolver.async_resolve(host, service, tcp::resolver::flags(), receive);
-    else
-        resolver.async_resolve(family_ == ip_family::v4 ? tcp::v4() : tcp::v6(), host, service, tcp::resolver::flags(),
-                               receive);
+    query.async_resolve(resolver, receive);
     while (!answer->error)
         co_await wait_until(deadline_);
     if (*answer->error)
