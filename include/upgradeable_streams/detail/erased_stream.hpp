@@ -61,6 +61,11 @@ protected:
 
     /// Waits until there may be more. May put it into what transport::room gives, and tells how much with `arrived`.
     virtual void async_receive(read_handler handler) = 0;
+
+    /// Tells that nothing is known, asio::error::would_block, when others have had their turn.
+    virtual void async_yield(read_handler handler) = 0;
+
+    /// What a read_handler was told.
     virtual read_result arrived(const asio::error_code& error, std::size_t size) = 0;
 
     virtual write_result write_some(asio::const_buffer data) = 0;

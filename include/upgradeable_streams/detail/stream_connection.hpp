@@ -15,7 +15,9 @@
 #include <asio/awaitable.hpp>
 #include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>
+#include <asio/error.hpp>
 #include <asio/ip/tcp.hpp>
+#include <asio/post.hpp>
 #include <asio/redirect_error.hpp>
 #include <asio/socket_base.hpp>
 #include <asio/use_awaitable.hpp>
@@ -92,9 +94,22 @@ private:
         core.async_receive(std::move(handler));
     }
 
+    void async_yield(read_handler handler) override
+    {
+        auto yielded = [h = std::move(handler)]() mutable { h(asio::error::would_block, 0); };
+        asio::post(stream_.get_executor(), std::move(yielded));
+    }
+
     read_result arrived(const asio::error_code& error, std::size_t size) override
     {
-        if (auto* tls = stream_.state_->tls())
+        auto* const tls = stream_.state_->tls();
+        if (error == asio::error::would_block)
+        {
+            if (tls)
+                tls->core().engine.may_hold(true);
+            return {};
+        }
+        if (tls)
             return {tls->core().received(error, size), 0};
         is_dry_ = !error && size < read_buffer::small_size;
         return {error, size};

@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/detail/erased_stream.hpp>
 #include <upgradeable_streams/detail/read_buffer.hpp>
+#include <upgradeable_streams/detail/second_look.hpp>
 #include <upgradeable_streams/detail/send_queue.hpp>
 #include <upgradeable_streams/detail/strand.hpp>
 #include <upgradeable_streams/detail/wait.hpp>
@@ -170,6 +171,7 @@ private:
     void schedule_send();
 
     std::size_t next_receive_ = read_buffer::small_size;
+    second_look second_look_;
     std::error_code read_error_;
 
     std::size_t unsent_ = 0;  ///< What the stream has taken and not yet sent.
@@ -256,6 +258,8 @@ inline std::size_t transport::read_now(asio::mutable_buffer memory)
         return 0;
     asio::error_code error;
     const std::size_t size = read_some(memory, error);
+    if (size > 0)
+        second_look_.found();
     spend(size);
     is_dry_ = is_dry_ || error == asio::error::would_block;
     if (error != asio::error::would_block)
@@ -281,6 +285,8 @@ inline asio::awaitable<read_result> transport::wait_to_receive()
     if (!has_turn())
         return wait_for_turn();
     send();
+    if (second_look_.is_due())
+        return wait_for_turn();
     shrink();
     return asio::async_initiate<const asio::use_awaitable_t<>, void(read_result)>(
         [this](read_handler::target_type target)
@@ -292,10 +298,7 @@ inline asio::awaitable<read_result> transport::wait_for_turn()
 {
     return asio::async_initiate<const asio::use_awaitable_t<>, void(read_result)>(
         [this](read_handler::target_type target)
-        {
-            asio::post(get_executor(), [handler = read_handler(shared_from_this(), std::move(target))]() mutable
-                       { handler.resume({}); });
-        },
+        { async_yield(read_handler(shared_from_this(), std::move(target))); },
         asio::use_awaitable);
 }
 
