@@ -21,6 +21,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <random>
 #include <span>
@@ -31,6 +32,7 @@
 #include <utility>
 #include <vector>
 
+#include <dlfcn.h>
 #include <sys/socket.h>
 
 namespace us = upgradeable_streams;
@@ -40,6 +42,27 @@ using test::exception_of;
 using test::link_over_socket;
 using test::link_with_raw_peer;
 using test::raw_link;
+
+namespace
+{
+
+struct
+{
+    int calls = 0;
+    int in_vain = 0;
+} receives;
+
+} // namespace
+
+/// In place of the C library's, whose calls it counts.
+extern "C" ssize_t recv(int descriptor, void* memory, std::size_t size, int flags)
+{
+    static const auto next = reinterpret_cast<decltype(&recv)>(dlsym(RTLD_NEXT, "recv"));
+    const ssize_t result = next(descriptor, memory, size, flags);
+    ++receives.calls;
+    receives.in_vain += result < 0;
+    return result;
+}
 
 namespace
 {
@@ -92,6 +115,35 @@ const std::vector<std::pair<std::string, read_kind>>& read_kinds()
         {"readline", [](us::stream_reader& r) { return r.readline(); }},
     };
     return kinds;
+}
+
+/// Begins to read a line; nothing else has had its turn since.
+awaitable<test::task<std::string>> begin_readline(us::stream_reader& reader)
+{
+    const auto executor = co_await asio::this_coro::executor;
+    const auto begun = std::make_shared<bool>(false);
+    auto pending = test::spawn(executor,
+                               [begun, &reader]
+                               {
+                                   *begun = true;
+                                   return reader.readline();
+                               });
+    while (!*begun)
+        co_await test::turns(1);
+    co_return pending;
+}
+
+/// Reads lines, each of which comes when others have had a number of turns.
+awaitable<void> read_lines(raw_link& link, int count, int turns)
+{
+    for (int i = 0; i < count; ++i)
+    {
+        auto pending = co_await begin_readline(link.reader);
+        co_await test::turns(turns);
+        link.send("line\n");
+        const std::string line = co_await pending.join();
+        CHECK(line == "line\n");
+    }
 }
 
 std::string lines(int count)
@@ -941,6 +993,71 @@ TEST_CASE("reader: a read cancelled while nothing comes is operation_aborted, an
             link.send("still here\n");
             const std::string line = co_await link.reader.readline();
             CHECK(line == "still here\n");
+        });
+}
+
+TEST_CASE("reader: what comes while others have their turn is received without a call in vain")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_over_socket(options_of(tls));
+            co_await read_lines(link, 10, 0);
+            receives = {};
+            co_await read_lines(link, 100, 0);
+            CHECK(receives.in_vain == 0);
+            CHECK(receives.calls == 100);
+        });
+}
+
+TEST_CASE("reader: where nothing comes meanwhile, few reads do more than to wait")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_over_socket(options_of(tls));
+            co_await read_lines(link, 200, 10);
+            receives = {};
+            co_await read_lines(link, 200, 10);
+            CHECK(receives.in_vain >= 200);
+            CHECK(receives.in_vain <= 205);
+        });
+}
+
+TEST_CASE("reader: a read that lets others have their turn can be cancelled, and its connection closed")
+{
+    const bool tls = GENERATE(false, true);
+    const std::string what = GENERATE("cancel", "close", "abort");
+    CAPTURE(tls, what);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_over_socket(options_of(tls));
+            co_await read_lines(link, 10, 0);
+            receives = {};
+            auto pending = co_await begin_readline(link.reader);
+            REQUIRE(receives.calls == 0); // it does not wait yet
+            if (what == "cancel")
+                pending.cancel();
+            else if (what == "close")
+                link.writer.close();
+            else
+                link.writer.abort();
+            const std::error_code error = co_await error_of(pending.join());
+            if (what == "cancel")
+            {
+                CHECK(error == asio::error::operation_aborted);
+                co_await read_lines(link, 3, 0);
+                co_return;
+            }
+            CHECK(error == us::errc::connection_closed);
+            if (what == "close")
+                link.end();
+            co_await link.writer.wait_closed();
         });
 }
 
