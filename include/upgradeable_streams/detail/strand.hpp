@@ -11,12 +11,11 @@
 #include <asio/query.hpp>
 #include <asio/require.hpp>
 
+#include <atomic>
 #include <cstddef>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <new>
-#include <optional>
 #include <type_traits>
 #include <utility>
 
@@ -24,7 +23,9 @@ namespace upgradeable_streams::detail
 {
 
 /// Runs one function at a time. Unlike asio::strand's, its owner can enter from a completion handler that runs on the
-/// inner executor already, which costs a lock and no more.
+/// inner executor already, which costs two atomic operations and no more.
+///
+/// Lifetime: who enters keeps the strand until that has returned.
 class strand : public std::enable_shared_from_this<strand>
 {
 public:
@@ -39,26 +40,31 @@ public:
     {
         if (runs_here())
             return std::forward<Function>(function)();
-        if (!take_or_add(function))
-            return;
-        const auto keep = shared_from_this();
-        const stay here(*this);
-        std::forward<Function>(function)();
+        if (try_take())
+        {
+            const stay here(*this);
+            return std::forward<Function>(function)();
+        }
+        if (const auto first = take_or_add(std::forward<Function>(function)))
+        {
+            const stay here(*this);
+            first->run();
+        }
     }
 
     /// Calls the function from the inner executor, later or as soon as that allows.
     template <typename Function>
     void post(Function&& function)
     {
-        if (const auto runs = add_and_take(std::forward<Function>(function)))
-            start(*runs, [this] { go_on(); });
+        if (auto first = take_or_add(std::forward<Function>(function)))
+            start(std::move(first), [this] { go_on(); });
     }
 
     template <typename Function>
     void dispatch(Function&& function)
     {
-        if (const auto runs = add_and_take(std::forward<Function>(function)))
-            start(*runs, [this] { asio::dispatch(inner_, runner(shared_from_this())); });
+        if (auto first = take_or_add(std::forward<Function>(function)))
+            start(std::move(first), [this] { asio::dispatch(inner_, runner(shared_from_this())); });
     }
 
     bool runs_here() const
@@ -70,12 +76,15 @@ public:
     }
 
 private:
-    struct task
+    struct link
+    {
+        link* next = nullptr;
+    };
+
+    struct task : link
     {
         virtual ~task() = default;
         virtual void run() = 0;
-
-        std::unique_ptr<task> next;
     };
 
     template <typename Function>
@@ -140,66 +149,63 @@ private:
         stay* const outer;
     };
 
-    template <typename Function>
-    bool take_or_add(Function& function)
+    bool try_take()
     {
-        const std::lock_guard lock(mutex_);
-        if (!std::exchange(busy_, true))
-            return true;
-        add(std::move(function));
-        return false;
+        link* free = nullptr;
+        return newest_.compare_exchange_strong(free, &taken_, std::memory_order_acquire, std::memory_order_relaxed);
     }
 
-    /// Empty unless the strand was free, else how often run_waiting was called.
-    template <typename Function>
-    std::optional<std::size_t> add_and_take(Function&& function)
+    bool try_free()
     {
-        const std::lock_guard lock(mutex_);
-        add(std::forward<Function>(function));
-        return std::exchange(busy_, true) ? std::nullopt : std::optional(runs_);
+        link* none = &taken_;
+        return !first_ &&
+               newest_.compare_exchange_strong(none, nullptr, std::memory_order_release, std::memory_order_relaxed);
     }
 
-    /// Takes back the function that was added when there is no memory to run it.
+    /// Has the function wait; gives it back where the strand was free, and is now taken for it.
+    template <typename Function>
+    std::unique_ptr<task> take_or_add(Function&& function)
+    {
+        using function_type = std::decay_t<Function>;
+        std::unique_ptr<task> added = std::make_unique<task_of<function_type>>(std::forward<Function>(function));
+        for (;;)
+        {
+            added->next = newest_.load(std::memory_order_relaxed);
+            if (!added->next && try_take())
+                return added;
+            if (added->next && newest_.compare_exchange_weak(added->next, added.get(), std::memory_order_release,
+                                                             std::memory_order_relaxed))
+            {
+                added.release();
+                return nullptr;
+            }
+        }
+    }
+
+    /// Drops the function for which the strand was taken when there is no memory to run it.
     template <typename Start>
-    void start(std::size_t runs, Start begin)
-    try
+    void start(std::unique_ptr<task> first, Start begin)
     {
-        begin();
-    }
-    catch (...)
-    {
-        if (has_run(runs))
+        first->next = nullptr;
+        first_ = first.release();
+        const std::size_t runs = runs_.load(std::memory_order_relaxed);
+        try
+        {
+            begin();
+        }
+        catch (...)
+        {
+            if (runs_.load(std::memory_order_relaxed) != runs)
+                throw;
+            take_first();
+            leave();
             throw;
-        take_waiting();
-        leave();
-        throw;
-    }
-
-    bool has_run(std::size_t runs)
-    {
-        const std::lock_guard lock(mutex_);
-        return runs_ != runs;
-    }
-
-    template <typename Function>
-    void add(Function&& function)
-    {
-        std::unique_ptr<task>& end = last_ ? last_->next : first_;
-        end = std::make_unique<task_of<std::decay_t<Function>>>(std::forward<Function>(function));
-        last_ = end.get();
-    }
-
-    /// Sets the strand free unless something waits.
-    bool release()
-    {
-        const std::lock_guard lock(mutex_);
-        busy_ = first_ != nullptr;
-        return !busy_;
+        }
     }
 
     void leave() noexcept
     {
-        if (release())
+        if (try_free())
             return;
         try
         {
@@ -220,45 +226,45 @@ private:
     void run_waiting()
     {
         const stay here(*this);
-        const task* const last = begin_run();
-        for (bool more = true; more;)
-        {
-            const std::unique_ptr<task> next = take_waiting();
-            more = next.get() != last;
-            next->run();
-        }
-    }
-
-    /// The last of what waits.
-    const task* begin_run()
-    {
-        const std::lock_guard lock(mutex_);
-        ++runs_;
-        return last_;
+        runs_.fetch_add(1, std::memory_order_relaxed);
+        take_waiting();
+        while (first_)
+            take_first()->run();
     }
 
     void drop_waiting()
     {
-        while (!release())
-            take_waiting();
+        while (!try_free())
+            for (take_waiting(); first_;)
+                take_first();
     }
 
-    std::unique_ptr<task> take_waiting()
+    /// Puts what waits behind first_, the oldest in front.
+    void take_waiting()
     {
-        const std::lock_guard lock(mutex_);
-        std::unique_ptr<task> taken = std::move(first_);
-        first_ = std::move(taken->next);
-        if (!first_)
-            last_ = nullptr;
+        link** end = &first_;
+        while (*end)
+            end = &(*end)->next;
+        link* next = newest_.exchange(&taken_, std::memory_order_acquire);
+        for (link* older = nullptr; next != &taken_; next = older)
+        {
+            older = std::exchange(next->next, *end);
+            *end = next;
+        }
+    }
+
+    std::unique_ptr<task> take_first()
+    {
+        std::unique_ptr<task> taken(static_cast<task*>(first_));
+        first_ = taken->next;
         return taken;
     }
 
     const asio::any_io_executor inner_;
-    std::mutex mutex_; ///< Guards what follows.
-    bool busy_ = false;
-    std::size_t runs_ = 0;
-    std::unique_ptr<task> first_; ///< Of those that wait.
-    task* last_ = nullptr;
+    link taken_;                         ///< Where the list of what waits ends.
+    std::atomic<link*> newest_{nullptr}; ///< Of what waits, each before the next older one; null while it is free.
+    link* first_ = nullptr;              ///< Of what is run next; for who has taken the strand.
+    std::atomic<std::size_t> runs_{0};   ///< How often what waits was run.
 };
 
 /// An executor of a strand, in the sense of asio::strand.
