@@ -287,6 +287,14 @@ def cpu_model():
     return platform.machine()
 
 
+def congestion_control():
+    """What TCP sends by. BBR paces its segments, those to the machine itself too, with a timer for each: who sends more
+    than one at a time pays for that, up to half of the CPU time."""
+    with contextlib.suppress(OSError):
+        return pathlib.Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    return "unknown"
+
+
 def raise_descriptor_limit(idle):
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -347,7 +355,7 @@ def main():
     rows = summarize(results, names, {work: label for work, (label, _) in given.works.items()})
     openssl = " ".join(Bench.run(["openssl", "version"], 60).split()[:2])
     note = (f"Server CPU time and memory, less is better; x is relative to the server by hand, the median of "
-            f"{given.rounds} rounds. {cpu_model()}, {openssl}.")
+            f"{given.rounds} rounds. {cpu_model()}, {openssl}, TCP by {congestion_control()}.")
     text = table(rows, others, note)
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.with_suffix(".jsonl").write_text("".join(json.dumps(result) + "\n" for result in results))

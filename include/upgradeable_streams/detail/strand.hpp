@@ -45,11 +45,8 @@ public:
             const stay here(*this);
             return std::forward<Function>(function)();
         }
-        if (const auto first = take_or_add(std::forward<Function>(function)))
-        {
-            const stay here(*this);
-            first->run();
-        }
+        if (auto first = take_or_add(std::forward<Function>(function)))
+            start(std::move(first), [this] { run_waiting(); });
     }
 
     /// Calls the function from the inner executor, later or as soon as that allows.
