@@ -754,13 +754,16 @@ TEST_CASE("attacks: a client that asks and never reads the answers is stopped, a
 
 TEST_CASE("attacks: a client that asks for KeyUpdates and reads none is stopped, and memory stays bounded")
 {
+    const bool lines_between = GENERATE(false, true);
+    CAPTURE(lines_between);
     test::run(
-        []() -> awaitable<void>
+        [=]() -> awaitable<void>
         {
             const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> awaitable<void>
             {
                 shrink_buffers(*writer.get_extra_info<"socket">());
-                co_await reader.readline();
+                for (std::string line = "not the end"; !line.empty();)
+                    line = co_await reader.readline();
             };
             const test::error_log errors;
             us::server server = co_await us::start_server(handle, "127.0.0.1", 0,
@@ -768,14 +771,18 @@ TEST_CASE("attacks: a client that asks for KeyUpdates and reads none is stopped,
             test::raw_peer peer = co_await connect(server, true);
             shrink_buffers(peer.descriptor());
             const std::string updates = peer.tls_unsent(
-                [&peer]
+                [&]
                 {
                     for (int i = 0; i < 40'000; ++i)
+                    {
                         peer.key_update(true);
+                        if (lines_between)
+                            peer.tls_write("x\n");
+                    }
                 });
             REQUIRE(updates.size() > 1024 * 1024);
             const std::size_t before = test::live_bytes();
-            const std::size_t sent = co_await test::flood(peer, updates);
+            const std::size_t sent = co_await test::flood(peer, updates, lines_between ? 1 : 10);
             const std::size_t after = test::live_bytes();
             CHECK(sent < updates.size());
             CHECK(after < before + 512 * 1024);

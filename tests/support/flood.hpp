@@ -11,10 +11,10 @@
 namespace test
 {
 
-/// Sends until the other side, which runs on the same io_context, takes no more.
+/// Sends until the other side, which runs on the same io_context, takes no more; it has so many turns after each piece.
 ///
 /// Returns: how many of `bytes` were sent.
-asio::awaitable<std::size_t> flood(raw_peer& peer, std::string_view bytes);
+asio::awaitable<std::size_t> flood(raw_peer& peer, std::string_view bytes, int turns_between = 10);
 
 } // namespace test
 

@@ -102,17 +102,12 @@ private:
 
     read_result arrived(const asio::error_code& error, std::size_t size) override
     {
-        auto* const tls = stream_.state_->tls();
-        if (error == asio::error::would_block)
-        {
-            if (tls)
-                tls->core().engine.may_hold(true);
-            return {};
-        }
-        if (tls)
-            return {tls->core().received(error, size), 0};
-        is_dry_ = !error && size < read_buffer::small_size;
-        return {error, size};
+        const bool is_known = error != asio::error::would_block;
+        const asio::error_code known = is_known ? error : asio::error_code();
+        if (auto* tls = stream_.state_->tls())
+            return {tls->core().received(known, size), 0};
+        is_dry_ = is_known && !error && size < read_buffer::small_size;
+        return {known, size};
     }
 
     write_result write_some(asio::const_buffer data) override

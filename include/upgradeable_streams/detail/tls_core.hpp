@@ -67,12 +67,15 @@ public:
     /// Ends what is pending at its next step.
     void abandon() { failure_ = write_error_ = asio::error::operation_aborted; }
 
-    /// As async_read_some, but asio::error::would_block in place of waiting. `executor` is where replies that cannot be
-    /// sent at once are sent from.
+    /// As async_read_some, but asio::error::would_block in place of waiting, and while the peer has too many replies to
+    /// receive. `executor` is where replies that cannot be sent at once are sent from.
     template <typename MutableBufferSequence, typename Executor>
     std::size_t read(const MutableBufferSequence& buffers, asio::error_code& error, const Executor& executor)
     {
-        error = failure_ ? failure_ : engine.is_open() ? asio::error_code() : asio::error::not_connected;
+        error = failure_                 ? failure_
+                : !engine.is_open()      ? asio::error::not_connected
+                : has_too_many_replies() ? asio::error::would_block
+                                         : asio::error_code();
         std::size_t size = 0;
         engine.use(descriptor_of(next_));
         for (auto b = asio::buffer_sequence_begin(buffers); b != asio::buffer_sequence_end(buffers) && !error; ++b)
@@ -171,6 +174,8 @@ public:
         return next_.read_some(landing, error);
     }
 
+    /// What was received, or nothing when that is not known.
+    ///
     /// Returns: operation_aborted when that ended the wait, or a transient error; any other is told by the next read.
     asio::error_code received(const asio::error_code& given, std::size_t size)
     {
@@ -180,7 +185,9 @@ public:
         if (error)
             engine.feed_error(error);
         const std::string_view bytes(static_cast<const char*>(landing_.data()), size);
-        if (!engine.is_open() && !keep_first(bytes))
+        if (bytes.empty())
+            engine.may_hold(true);
+        else if (!engine.is_open() && !keep_first(bytes))
             engine.feed_error(asio::error::no_memory);
         else
         {

@@ -36,38 +36,35 @@ struct tls_read_operation
         const bool first = step == starting;
         switch (step)
         {
-        case receiving:
-            result = core->received(error, received);
-            if (result)
-                return self.complete(result, 0);
-            [[fallthrough]];
-        case starting:
-            if (asio::buffer_size(buffers) > 0)
-                size = core->read(buffers, result, self.get_executor());
-            if (result != asio::error::would_block)
-            {
-                step = completing;
-                return first ? Core::resume_later(std::move(self)) : self.complete(result, size);
-            }
-            if (core->has_too_many_replies())
-            {
-                step = flushing;
-                const auto keep = core;
-                return keep->async_flush(std::move(self));
-            }
-            [[fallthrough]];
+        case receiving: result = core->received(error, received); break;
         case flushing:
-        {
             if (was_cancelled(self))
-                return self.complete(asio::error::operation_aborted, 0);
-            if (is_transient(error))
-                return self.complete(error, 0);
-            step = receiving;
-            const auto keep = core;
-            return keep->async_receive(std::move(self));
-        }
+                result = asio::error::operation_aborted;
+            else if (is_transient(error) || error == asio::error::in_progress)
+                result = error;
+            break;
+        case starting: break;
         case completing: return self.complete(result, size);
         }
+        if (result)
+            return self.complete(result, 0);
+        if (asio::buffer_size(buffers) > 0)
+            size = core->read(buffers, result, self.get_executor());
+        if (result != asio::error::would_block)
+        {
+            step = completing;
+            return first ? Core::resume_later(std::move(self)) : self.complete(result, size);
+        }
+        const auto keep = core;
+        if (keep->has_too_many_replies())
+        {
+            step = flushing;
+            return keep->async_flush(std::move(self));
+        }
+        if (was_cancelled(self))
+            return self.complete(asio::error::operation_aborted, 0);
+        step = receiving;
+        keep->async_receive(std::move(self));
     }
 };
 
