@@ -287,6 +287,7 @@ TEST_CASE("open_connection: a number that is no port, an empty service and an em
     CHECK_THROWS_AS(us::open_connection("localhost", -1), std::invalid_argument);
     CHECK_THROWS_AS(us::open_connection("localhost", ""), std::invalid_argument);
     CHECK_THROWS_AS(us::open_connection("", 25), std::invalid_argument);
+    CHECK_THROWS_AS(us::open_connection("[]", 25), std::invalid_argument);
     CHECK_THROWS_AS(us::open_connection("localhost\0.example"sv, 25), std::invalid_argument);
     CHECK_THROWS_AS(us::open_connection("localhost", "smtp\0x"sv), std::invalid_argument);
 }

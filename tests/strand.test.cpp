@@ -359,6 +359,33 @@ TEST_CASE("strand: what waits goes with the io_context, though it owns the stran
     CHECK(held.use_count() == 1);
 }
 
+TEST_CASE("strand: what waits goes with the io_context after an exception too, and while one passes")
+{
+    const auto held = std::make_shared<int>();
+    {
+        asio::io_context io;
+        const auto s = make_strand(io);
+        s->post(
+            [&]
+            {
+                s->post([s, held] {});
+                throw std::runtime_error("thrown by a function");
+            });
+        CHECK_THROWS_AS(io.run(), std::runtime_error);
+        CHECK(held.use_count() == 2);
+    }
+    CHECK(held.use_count() == 1);
+    const auto fail = [&]
+    {
+        asio::io_context io;
+        make_strand(io)->post([held] {});
+        CHECK(held.use_count() == 2);
+        throw std::runtime_error("thrown while it waits");
+    };
+    CHECK_THROWS_AS(fail(), std::runtime_error);
+    CHECK(held.use_count() == 1);
+}
+
 TEST_CASE("strand: a server's connections go with the io_context")
 {
     const std::size_t before = test::open_descriptors();

@@ -46,11 +46,13 @@ using test::raw_link;
 namespace
 {
 
-struct
+struct receive_counts
 {
     int calls = 0;
     int in_vain = 0;
-} receives;
+};
+
+thread_local receive_counts receives;
 
 } // namespace
 
@@ -123,10 +125,12 @@ awaitable<test::task<std::string>> begin_readline(us::stream_reader& reader)
     const auto executor = co_await asio::this_coro::executor;
     const auto begun = std::make_shared<bool>(false);
     auto pending = test::spawn(executor,
-                               [begun, &reader]
+                               [begun, &reader]() -> awaitable<std::string>
                                {
+                                   co_await asio::this_coro::throw_if_cancelled(false);
                                    *begun = true;
-                                   return reader.readline();
+                                   std::string line = co_await reader.readline();
+                                   co_return line;
                                });
     while (!*begun)
         co_await test::turns(1);

@@ -226,7 +226,10 @@ asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Sep
     detail::connection& c = **handle;
     const detail::connection::read_guard guard(c, handle->epoch());
     if (!c.has_turn())
-        co_await c.wait_for_turn();
+    {
+        const detail::read_result result = co_await c.wait_for_turn();
+        c.receive(result);
+    }
     const std::size_t limit = c.limit();
     std::size_t from = 0;
     for (;;)

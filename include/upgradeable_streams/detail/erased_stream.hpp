@@ -62,7 +62,8 @@ protected:
     /// Waits until there may be more. May put it into what transport::room gives, and tells how much with `arrived`.
     virtual void async_receive(read_handler handler) = 0;
 
-    /// Tells that nothing is known, asio::error::would_block, when others have had their turn.
+    /// Tells that nothing is known, asio::error::would_block, when others have had their turn. Not for cancel_read to
+    /// end, only for the handler's cancellation slot.
     virtual void async_yield(read_handler handler) = 0;
 
     /// What a read_handler was told.

@@ -31,6 +31,14 @@ class strand : public std::enable_shared_from_this<strand>
 public:
     explicit strand(asio::any_io_executor inner) : inner_(std::move(inner)) {}
 
+    ~strand()
+    {
+        if (newest_.load(std::memory_order_relaxed))
+            take_waiting();
+        while (first_)
+            take_first();
+    }
+
     strand(const strand&) = delete;
     strand& operator=(const strand&) = delete;
 
@@ -107,7 +115,7 @@ private:
 
         ~runner()
         {
-            if (strand_ && std::uncaught_exceptions() == exceptions_)
+            if (strand_ && std::uncaught_exceptions() <= exceptions_)
                 strand_->drop_waiting();
         }
 
@@ -183,7 +191,6 @@ private:
     template <typename Start>
     void start(std::unique_ptr<task> first, Start begin)
     {
-        first->next = nullptr;
         first_ = first.release();
         const std::size_t runs = runs_.load(std::memory_order_relaxed);
         try

@@ -15,6 +15,7 @@
 #include <asio/awaitable.hpp>
 #include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>
+#include <asio/cancellation_type.hpp>
 #include <asio/error.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/post.hpp>
@@ -96,7 +97,19 @@ private:
 
     void async_yield(read_handler handler) override
     {
-        auto yielded = [h = std::move(handler)]() mutable { h(asio::error::would_block, 0); };
+        struct cancellation
+        {
+            asio::error_code outcome = asio::error::would_block;
+            void operator()(asio::cancellation_type) { outcome = asio::error::operation_aborted; }
+        };
+        auto slot = handler.get_cancellation_slot();
+        const auto* const asked = slot.is_connected() ? &slot.template emplace<cancellation>() : nullptr;
+        auto yielded = [h = std::move(handler), slot, asked]() mutable
+        {
+            const cancellation told = asked ? *asked : cancellation();
+            slot.clear();
+            h(told.outcome, 0);
+        };
         asio::post(stream_.get_executor(), std::move(yielded));
     }
 

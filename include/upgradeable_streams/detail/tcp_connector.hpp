@@ -42,7 +42,7 @@ public:
           delay_(options.happy_eyeballs_delay), interleave_(options.interleave.value_or(delay_ ? 1 : 0)),
           timeout_(options.connect_timeout)
     {
-        if (host.empty())
+        if (host_.empty())
             throw std::invalid_argument("host must not be empty");
         require_positive(timeout_, "connect_timeout");
         if (delay_)

@@ -76,14 +76,14 @@ public:
     /// As receive_now, into memory of the caller's; the buffer must be empty.
     std::size_t read_now(asio::mutable_buffer memory);
 
-    /// Waits until there may be something to receive; receive_now has to have found nothing.
+    /// Waits until there may be something to receive or others had their turn; receive_now has to have found nothing.
     asio::awaitable<read_result> wait_to_receive();
 
     /// Whether the connection may go on without a trip through the event loop, and that trip.
     bool has_turn() const { return spent_ < turn_size; }
     asio::awaitable<read_result> wait_for_turn();
 
-    /// To be called with the result of wait_to_receive.
+    /// To be called with what a read was told by either.
     void receive(const read_result& result);
 
     // Writing: what is queued is sent, without a further call, once control is back at the event loop.
@@ -455,8 +455,11 @@ inline asio::awaitable<void> transport::drain()
     while (paused_ && !lost_ && !closed_)
         co_await wait_change();
     throw_if_lost();
-    if (!has_turn())
-        co_await wait_for_turn();
+    if (has_turn())
+        co_return;
+    const read_result result = co_await wait_for_turn();
+    if (result.error == asio::error::operation_aborted)
+        throw std::system_error(result.error);
 }
 
 inline asio::awaitable<void> transport::flush()
