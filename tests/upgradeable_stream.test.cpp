@@ -84,7 +84,7 @@ TEMPLATE_TEST_CASE("upgradeable_stream: sequences of several buffers arrive in o
                                  if (encrypted)
                                      p.tls_shutdown();
                              });
-            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::server));
+            stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::server));
             if (encrypted)
                 co_await stream.start_tls();
             const std::array<asio::const_buffer, 4> out{asio::buffer("ab", 2), asio::const_buffer(),
@@ -957,8 +957,8 @@ TEMPLATE_TEST_CASE("stop_tls: of a stream that is destroyed meanwhile it is oper
 TEMPLATE_TEST_CASE("stop_tls: of TLS within TLS the inner session ends, and the outer one goes on", "", with_ssl_stream,
                    with_tls_stream)
 {
-    using outer_stream = tcp_stream<TestType>;
-    using inner_stream = stream_over<TestType, outer_stream>;
+    using inner_stream = nested_stream<TestType>;
+    using outer_stream = typename inner_stream::next_layer_type;
     test::run(
         [&]() -> awaitable<void>
         {

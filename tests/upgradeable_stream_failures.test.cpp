@@ -426,7 +426,7 @@ TEMPLATE_TEST_CASE("start_tls: the handshake's deadline is one for all of it, so
             tcp_stream<TestType> stream(std::move(ours), options_of(tls_role::server));
             const auto dripping =
                 test::spawn(executor,
-                            [socket = std::move(theirs)]() mutable -> asio::awaitable<void>
+                            [&socket = theirs]() -> asio::awaitable<void>
                             {
                                 asio::steady_timer timer(socket.get_executor());
                                 asio::error_code error;

@@ -50,8 +50,9 @@ TEMPLATE_TEST_CASE("upgradeable_stream: the socket may be a tcp::socket", "", wi
 {
     asio::io_context io;
     auto [left, right] = test::tcp_pair(io.get_executor());
-    ping(io, tcp_stream<TestType>(std::move(left), options_of(tls_role::client)),
-         tcp_stream<TestType>(std::move(right), options_of(tls_role::server)));
+    using stream = stream_over<TestType, tcp::socket>;
+    ping(io, stream(std::move(left), options_of(tls_role::client)),
+         stream(std::move(right), options_of(tls_role::server)));
 }
 
 TEMPLATE_TEST_CASE("upgradeable_stream: the socket may be a local::stream_protocol::socket", "", with_ssl_stream,
@@ -90,14 +91,15 @@ TEMPLATE_TEST_CASE("upgradeable_stream: the socket may be an upgradeable_stream,
 {
     asio::io_context io;
     auto [left, right] = test::tcp_pair(io.get_executor());
-    tcp_stream<TestType> client(std::move(left), options_of(tls_role::client));
-    tcp_stream<TestType> server(std::move(right), options_of(tls_role::server));
+    using outer_stream = typename nested_stream<TestType>::next_layer_type;
+    outer_stream client(std::move(left), options_of(tls_role::client));
+    outer_stream server(std::move(right), options_of(tls_role::server));
     outcome client_done, server_done;
     client.async_start_tls({}, into(client_done));
     server.async_start_tls({}, into(server_done));
     io.run();
     REQUIRE((!client_done.error && !server_done.error));
-    using stream = stream_over<TestType, tcp_stream<TestType>>;
+    using stream = nested_stream<TestType>;
     ping(io, stream(std::move(client), options_of(tls_role::client)),
          stream(std::move(server), options_of(tls_role::server)));
 }

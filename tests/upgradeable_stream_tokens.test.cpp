@@ -22,12 +22,17 @@ auto token_peer(test::raw_peer&& raw)
 
 } // namespace
 
-TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes a callback", "", with_ssl_stream, with_tls_stream)
+TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes a callback, one that can only be moved too", "",
+                   with_ssl_stream, with_tls_stream)
 {
+    const auto into = [](outcome& result)
+    {
+        return [told = test::rig::into(result), only_moved = std::unique_ptr<int>()](auto... given) { told(given...); };
+    };
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
     auto peer = token_peer(std::move(raw));
-    tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
+    stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
     std::array<char, 16> bytes;
     outcome wrote, read, upgraded, shut;
 
@@ -58,7 +63,7 @@ TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes use_awaitable", ""
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = token_peer(std::move(raw));
-            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
+            stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
             std::array<char, 16> bytes;
             std::size_t size = co_await stream.async_write_some(asio::buffer("plain", 5), use_awaitable);
             CHECK(size == 5);
@@ -79,7 +84,7 @@ TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes use_future", "", w
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
     auto peer = token_peer(std::move(raw));
-    tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
+    stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
     std::array<char, 16> bytes;
     CHECK(wait_for(io, stream.async_write_some(asio::buffer("plain", 5), asio::use_future)) == 5);
     std::size_t size = wait_for(io, stream.async_read_some(asio::buffer(bytes), asio::use_future));
@@ -158,7 +163,7 @@ TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes as_tuple", "", wit
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = token_peer(std::move(raw));
-            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
+            stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
             std::array<char, 16> bytes;
             auto [error, size] = co_await stream.async_write_some(asio::buffer("plain", 5), as_tuple(use_awaitable));
             CHECK(!error);
@@ -189,7 +194,7 @@ TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes deferred, and star
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
     auto peer = token_peer(std::move(raw));
-    tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
+    stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
     std::array<char, 16> bytes;
     outcome wrote, read, upgraded, shut;
 
@@ -248,7 +253,7 @@ TEMPLATE_TEST_CASE("upgradeable_stream: a handler bound to a strand is called on
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
     auto peer = token_peer(std::move(raw));
-    tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
+    stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
     auto strand = asio::make_strand(io);
     int calls = 0;
     std::array<char, 16> bytes;
@@ -284,7 +289,7 @@ TEMPLATE_TEST_CASE("upgradeable_stream: a handler bound to another io_context's 
     asio::io_context io; // Goes first: what is queued in it when the test ends holds executors of the other.
     auto [socket, raw] = connect(io.get_executor());
     auto peer = token_peer(std::move(raw));
-    tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
+    stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
     std::array<char, 16> bytes;
     bool elsewhere = false;
     bool was_elsewhere = false;

@@ -165,7 +165,7 @@ public:
     template <typename Token = asio::default_completion_token_t<executor_type>>
     auto async_start_tls(const tls_options& options = {}, Token&& token = {})
     {
-        return initiate_upgrade(state_, request_upgrade(options), token);
+        return initiate_upgrade(state_, request_upgrade(options), std::forward<Token>(token));
     }
 
     /// Upgrades the stream to TLS with the options that it was made with, and those given here over them.
@@ -190,7 +190,7 @@ public:
     template <typename Token = asio::default_completion_token_t<executor_type>>
     auto async_stop_tls(const stop_tls_options& options = {}, Token&& token = {})
     {
-        return initiate_shutdown(asio::socket_base::shutdown_both, options.timeout, true, token);
+        return initiate_shutdown(asio::socket_base::shutdown_both, options.timeout, true, std::forward<Token>(token));
     }
 
     /// As async_stop_tls. Errors: thrown as std::system_error.
@@ -212,7 +212,7 @@ public:
         if (options.what == asio::socket_base::shutdown_receive)
             throw std::invalid_argument(
                 "the receiving side cannot be shut down alone; use shutdown_send or shutdown_both");
-        return initiate_shutdown(options.what, options.timeout, false, token);
+        return initiate_shutdown(options.what, options.timeout, false, std::forward<Token>(token));
     }
 
 private:

@@ -79,7 +79,7 @@ asio::awaitable<void> upgrade_pair(tcp::socket socket, tls_role role, std::size_
 template <typename Layer>
 asio::awaitable<void> upgrade_stream(tcp::socket socket, tls_role role, std::size_t nth, attempt& made)
 {
-    tcp_stream<Layer> stream(std::move(socket), options_of(role));
+    stream_over<Layer, tcp::socket> stream(std::move(socket), options_of(role));
     const auto start = [&] { return stream.start_tls(); };
     co_await upgrade(start, nth, made);
     made.closed = !stream.lowest_layer().is_open();

@@ -15,6 +15,7 @@
 
 #include <atomic>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <system_error>
@@ -28,18 +29,21 @@ namespace test
 template <typename Factory>
 using task_result_t = typename std::invoke_result_t<Factory&>::value_type;
 
-template <typename T>
-class task;
-
-/// Starts the coroutine that `factory()` returns, and keeps `factory` alive until it has ended.
-template <typename Factory>
-[[nodiscard]] task<task_result_t<Factory>> spawn(const asio::any_io_executor& executor, Factory factory);
-
 /// A coroutine that was started by `spawn`; it goes on when its task is destroyed.
 template <typename T>
 class task
 {
 public:
+    using factory_type = std::function<asio::awaitable<T>()>;
+
+    /// Starts the coroutine that `factory()` returns, and keeps `factory` alive until it has ended.
+    task(const asio::any_io_executor& executor, factory_type factory) : state_(std::make_shared<state>(executor))
+    {
+        auto ended = [shared = state_](std::exception_ptr) {};
+        asio::co_spawn(executor, run(state_, std::move(factory)),
+                       asio::bind_cancellation_slot(state_->cancellation.slot(), std::move(ended)));
+    }
+
     bool done() const noexcept { return state_->done; }
     bool failed() const noexcept { return done() && state_->error; }
 
@@ -61,9 +65,6 @@ public:
     }
 
 private:
-    template <typename Factory>
-    friend task<task_result_t<Factory>> spawn(const asio::any_io_executor& executor, Factory factory);
-
     struct state
     {
         explicit state(const asio::any_io_executor& on)
@@ -80,10 +81,7 @@ private:
         std::atomic<bool> done{false}; // set after value and error
     };
 
-    explicit task(std::shared_ptr<state> shared) : state_(std::move(shared)) {}
-
-    template <typename Factory>
-    static asio::awaitable<void> run(std::shared_ptr<state> shared, Factory factory)
+    static asio::awaitable<void> run(std::shared_ptr<state> shared, factory_type factory)
     {
         try
         {
@@ -127,14 +125,12 @@ private:
 };
 
 template <typename Factory>
-task<task_result_t<Factory>> spawn(const asio::any_io_executor& executor, Factory factory)
+[[nodiscard]] task<task_result_t<Factory>> spawn(const asio::any_io_executor& executor, Factory factory)
 {
-    using task_type = task<task_result_t<Factory>>;
-    auto shared = std::make_shared<typename task_type::state>(executor);
-    asio::co_spawn(executor, task_type::run(shared, std::move(factory)),
-                   asio::bind_cancellation_slot(shared->cancellation.slot(), [shared](std::exception_ptr) {}));
-    return task_type(std::move(shared));
+    return {executor, std::move(factory)};
 }
+
+extern template class task<void>;
 
 } // namespace test
 

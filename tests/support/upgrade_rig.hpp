@@ -4,6 +4,7 @@
 #include <upgradeable_streams/tls_stream.hpp>
 #include <upgradeable_streams/upgradeable_stream.hpp>
 
+#include "any_handler.hpp"
 #include "catch.hpp"
 #include "certificates.hpp"
 #include "chunked_stream.hpp"
@@ -97,11 +98,75 @@ struct with_tls_stream
 template <typename Layer, typename Socket>
 using stream_over = us::upgradeable_stream<Socket, Layer::template type>;
 
-template <typename Layer>
-using tcp_stream = stream_over<Layer, tcp::socket>;
+/// A stream whose operations are compiled once, in upgrade_rig.cpp, since all have handlers of one type. A buffer is
+/// one piece of memory.
+template <typename Layer, typename Socket>
+class compiled_stream : public stream_over<Layer, Socket>
+{
+    using stream = stream_over<Layer, Socket>;
+
+public:
+    using stream::stream;
+
+    template <typename Buffer, typename Token>
+    auto async_read_some(const Buffer& buffer, Token&& token)
+    {
+        return initiate<std::size_t>(&compiled_stream::read, asio::mutable_buffer(buffer), token);
+    }
+
+    template <typename Buffer, typename Token>
+    auto async_write_some(const Buffer& buffer, Token&& token)
+    {
+        return initiate<std::size_t>(&compiled_stream::write, asio::const_buffer(buffer), token);
+    }
+
+    template <typename Token>
+    auto async_start_tls(const us::tls_options& options, Token&& token)
+    {
+        return initiate<>(&compiled_stream::upgrade, options, token);
+    }
+
+    template <typename Token>
+    auto async_stop_tls(const us::stop_tls_options& options, Token&& token)
+    {
+        return initiate<>(&compiled_stream::stop, options, token);
+    }
+
+    template <typename Token>
+    auto async_shutdown(const us::shutdown_options& options, Token&& token)
+    {
+        return initiate<>(&compiled_stream::shut_down, options, token);
+    }
+
+    asio::awaitable<void> start_tls(const us::tls_options& options = {});
+    asio::awaitable<void> stop_tls(const us::stop_tls_options& options = {});
+
+private:
+    template <typename... Size, typename Operation, typename Given, typename Token>
+    auto initiate(Operation operation, const Given& given, Token& token)
+    {
+        return asio::async_initiate<Token, void(asio::error_code, Size...)>(
+            [this, operation](auto handler, const Given& g)
+            { (this->*operation)(g, test::any_handler::of<Size...>(std::move(handler), this->get_executor())); },
+            token, given);
+    }
+
+    void read(asio::mutable_buffer buffer, test::any_handler handler);
+    void write(asio::const_buffer buffer, test::any_handler handler);
+    void upgrade(const us::tls_options& options, test::any_handler handler);
+    void stop(const us::stop_tls_options& options, test::any_handler handler);
+    void shut_down(const us::shutdown_options& options, test::any_handler handler);
+};
 
 template <typename Layer>
-using chunked_stream = stream_over<Layer, test::chunked_stream<tcp::socket>>;
+using tcp_stream = compiled_stream<Layer, tcp::socket>;
+
+template <typename Layer>
+using chunked_stream = compiled_stream<Layer, test::chunked_stream<tcp::socket>>;
+
+/// TLS within TLS.
+template <typename Layer>
+using nested_stream = compiled_stream<Layer, stream_over<Layer, tcp::socket>>;
 
 /// What a stream of this role needs to come to terms with `handshake` at the other end.
 inline us::tls_options options_of(tls_role role)

@@ -1,0 +1,3 @@
+#include "task.hpp"
+
+template class test::task<void>;
