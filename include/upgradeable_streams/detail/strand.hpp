@@ -34,9 +34,7 @@ public:
     ~strand()
     {
         if (newest_.load(std::memory_order_relaxed))
-            take_waiting();
-        while (first_)
-            take_first();
+            drop_waiting();
     }
 
     strand(const strand&) = delete;
