@@ -5,7 +5,7 @@
 
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/context_data.hpp>
-#include <upgradeable_streams/tls.hpp>
+#include <upgradeable_streams/detail/tls_settings.hpp>
 
 #include <asio/ip/address.hpp>
 #include <asio/ssl/context.hpp>

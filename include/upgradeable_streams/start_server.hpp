@@ -6,6 +6,7 @@
 #include <upgradeable_streams/callable_view.hpp>
 #include <upgradeable_streams/detail/inner_stream.hpp>
 #include <upgradeable_streams/detail/listener.hpp>
+#include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/port_number.hpp>
 #include <upgradeable_streams/socket_address.hpp>

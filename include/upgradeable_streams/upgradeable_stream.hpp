@@ -3,8 +3,11 @@
 #ifndef UPGRADEABLE_STREAMS_UPGRADEABLE_STREAM_HPP
 #define UPGRADEABLE_STREAMS_UPGRADEABLE_STREAM_HPP
 
+#include <upgradeable_streams/detail/shutdown_operation.hpp>
 #include <upgradeable_streams/detail/stream_operations.hpp>
 #include <upgradeable_streams/detail/stream_state.hpp>
+#include <upgradeable_streams/detail/tls_settings.hpp>
+#include <upgradeable_streams/detail/upgrade_operation.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/tls.hpp>
 

@@ -6,11 +6,10 @@
 #include <upgradeable_streams/detail/connection_settings.hpp>
 #include <upgradeable_streams/detail/erased_stream.hpp>
 #include <upgradeable_streams/detail/handshake_limit.hpp>
-#include <upgradeable_streams/detail/stream_state.hpp>
+#include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/detail/transport.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/socket_address.hpp>
-#include <upgradeable_streams/tls.hpp>
 
 #include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>

@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/detail/handshake_limit.hpp>
 #include <upgradeable_streams/detail/strand.hpp>
+#include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/tls.hpp>
 
 #include <cstddef>

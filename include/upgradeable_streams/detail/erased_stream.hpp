@@ -3,8 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_ERASED_STREAM_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_ERASED_STREAM_HPP
 
-#include <upgradeable_streams/detail/stream_state.hpp>
-#include <upgradeable_streams/tls.hpp>
+#include <upgradeable_streams/detail/tls_settings.hpp>
 
 #include <asio/awaitable.hpp>
 #include <asio/buffer.hpp>

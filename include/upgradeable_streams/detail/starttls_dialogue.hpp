@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_STARTTLS_DIALOGUE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_STARTTLS_DIALOGUE_HPP
 
+#include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
 #include <upgradeable_streams/starttls/policy.hpp>

@@ -5,11 +5,7 @@
 
 #include <asio/any_io_executor.hpp>
 #include <asio/dispatch.hpp>
-#include <asio/execution/blocking.hpp>
 #include <asio/post.hpp>
-#include <asio/prefer.hpp>
-#include <asio/query.hpp>
-#include <asio/require.hpp>
 
 #include <atomic>
 #include <cstddef>
@@ -267,61 +263,6 @@ private:
     std::atomic<link*> newest_{nullptr}; ///< Of what waits, each before the next older one; null while it is free.
     link* first_ = nullptr;              ///< Of what is run next; for who has taken the strand.
     std::atomic<std::size_t> runs_{0};   ///< How often what waits was run.
-};
-
-/// An executor of a strand, in the sense of asio::strand.
-template <typename Inner>
-class strand_executor
-{
-public:
-    strand_executor(Inner inner, std::shared_ptr<strand> s) : inner_(std::move(inner)), strand_(std::move(s)) {}
-
-    template <typename Property>
-        requires asio::can_query_v<const Inner&, Property>
-    decltype(auto) query(const Property& property) const
-    {
-        return asio::query(inner_, property);
-    }
-
-    template <typename Property>
-        requires asio::can_require_v<const Inner&, Property>
-    auto require(const Property& property) const
-    {
-        return of(asio::require(inner_, property));
-    }
-
-    template <typename Property>
-        requires asio::can_prefer_v<const Inner&, Property>
-    auto prefer(const Property& property) const
-    {
-        return of(asio::prefer(inner_, property));
-    }
-
-    template <typename Function>
-    void execute(Function&& function) const
-    {
-        if (asio::query(inner_, asio::execution::blocking) == asio::execution::blocking.never)
-            strand_->post(std::forward<Function>(function));
-        else if (strand_->runs_here())
-            std::forward<Function>(function)();
-        else
-            strand_->dispatch(std::forward<Function>(function));
-    }
-
-    friend bool operator==(const strand_executor& a, const strand_executor& b) noexcept
-    {
-        return a.strand_ == b.strand_;
-    }
-
-private:
-    template <typename Other>
-    strand_executor<Other> of(Other other) const
-    {
-        return {std::move(other), strand_};
-    }
-
-    Inner inner_;
-    std::shared_ptr<strand> strand_;
 };
 
 } // namespace upgradeable_streams::detail

@@ -6,8 +6,8 @@
 #include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/tls_limits.hpp>
 #include <upgradeable_streams/detail/tls_link.hpp>
+#include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/error.hpp>
-#include <upgradeable_streams/tls.hpp>
 
 #include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>
@@ -21,14 +21,34 @@
 #include <chrono>
 #include <cstddef>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <variant>
 
 namespace upgradeable_streams::detail
 {
+
+/// What `function` throws for want of a resource: Asio ends the program when an initiating function throws and a
+/// coroutine awaits it. Any other exception is a TLS layer's own affair.
+template <typename Function>
+asio::error_code error_of(Function function)
+try
+{
+    function();
+    return {};
+}
+catch (const std::bad_alloc&)
+{
+    return asio::error::no_memory;
+}
+catch (const std::system_error& error)
+{
+    return error.code();
+}
 
 template <typename Socket, template <typename> class TlsLayer>
 struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer>>
@@ -230,22 +250,6 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
     std::string not_tls;         ///< What the peer sent where TLS had to begin.
     std::string left_over;       ///< What a stop of TLS has received for the plain stream to read.
     std::size_t left_over_read = 0;
-};
-
-/// What an upgrade was asked for, checked when the call was made.
-struct upgrade_request
-{
-    upgrade_request(const tls_settings& defaults, const tls_options& options, bool plain)
-        : settings(defaults), received(options.received)
-    {
-        settings.apply(options);
-        if (plain && settings.context)
-            ssl = settings.make_resuming_ssl();
-    }
-
-    tls_settings settings;
-    openssl_ptr<SSL> ssl;
-    std::string received;
 };
 
 } // namespace upgradeable_streams::detail

@@ -4,11 +4,11 @@
 #define UPGRADEABLE_STREAMS_DETAIL_TCP_CONNECTOR_HPP
 
 #include <upgradeable_streams/detail/resolve.hpp>
+#include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/detail/wait.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/port_number.hpp>
 #include <upgradeable_streams/socket_address.hpp>
-#include <upgradeable_streams/tls.hpp>
 
 #include <asio/awaitable.hpp>
 #include <asio/ip/tcp.hpp>

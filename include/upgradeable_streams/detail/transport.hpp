@@ -8,6 +8,7 @@
 #include <upgradeable_streams/detail/second_look.hpp>
 #include <upgradeable_streams/detail/send_queue.hpp>
 #include <upgradeable_streams/detail/strand.hpp>
+#include <upgradeable_streams/detail/strand_executor.hpp>
 #include <upgradeable_streams/detail/wait.hpp>
 #include <upgradeable_streams/error.hpp>
 

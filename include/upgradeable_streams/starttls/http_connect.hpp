@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
+#include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/port_number.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>

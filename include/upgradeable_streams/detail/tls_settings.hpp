@@ -1,0 +1,244 @@
+/// @file
+/// What a TLS session is begun with: options that were checked, and the SSL object that they make.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_TLS_SETTINGS_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_TLS_SETTINGS_HPP
+
+#include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/context_data.hpp>
+#include <upgradeable_streams/detail/pins.hpp>
+#include <upgradeable_streams/detail/resumption.hpp>
+#include <upgradeable_streams/error.hpp>
+#include <upgradeable_streams/tls.hpp>
+
+#include <asio/error.hpp>
+#include <asio/ip/address.hpp>
+#include <asio/ssl/context.hpp>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <new>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace upgradeable_streams::detail
+{
+
+/// The name that a client verifies, as the caller gave it or in OpenSSL's terms.
+struct server_identity
+{
+    std::string name;
+    bool is_address = false;
+
+    /// Throws std::invalid_argument for a name that OpenSSL would match too liberally or not at all.
+    static server_identity parse(std::string_view given);
+};
+
+/// The owned form of tls_options.
+struct tls_settings
+{
+    std::shared_ptr<SSL_CTX> context;
+    tls_role role = tls_role::client;
+    std::string server_hostname;
+    std::shared_ptr<SSL_SESSION> session; ///< Of resume_from, until it is offered.
+    std::chrono::steady_clock::duration handshake_timeout = std::chrono::seconds(60);
+    std::chrono::steady_clock::duration shutdown_timeout = std::chrono::seconds(30);
+    bool suppress_ragged_eofs = false;
+
+    tls_settings() = default;
+    explicit tls_settings(const tls_options& options) { apply(options); }
+
+    /// Throws std::invalid_argument when an option makes no sense.
+    void apply(const tls_options& options);
+
+    /// An SSL object that verifies the peer as the context demands. The context must not be null.
+    openssl_ptr<SSL> make_ssl() const;
+
+    /// Takes the session of another connection of the same client, for the next handshake.
+    void resume(SSL* from);
+
+    /// As make_ssl, to begin a handshake with: a session of an earlier connection is offered to the server.
+    openssl_ptr<SSL> make_resuming_ssl();
+};
+
+inline void require_positive(std::chrono::steady_clock::duration timeout, const char* name)
+{
+    if (timeout <= timeout.zero())
+        throw std::invalid_argument(std::string(name) + " must be greater than zero");
+}
+
+inline std::shared_ptr<SSL_CTX> share(asio::ssl::context& context)
+{
+    SSL_CTX_up_ref(context.native_handle());
+    return {context.native_handle(), openssl_delete()};
+}
+
+inline server_identity server_identity::parse(std::string_view given)
+{
+    const auto refuse = [&](const char* reason)
+    { throw std::invalid_argument("server_hostname \"" + std::string(given) + "\" " + reason); };
+
+    std::string_view name = given;
+    if (name.ends_with('.'))
+        name.remove_suffix(1);
+    if (name.size() > 2 && name.front() == '[' && name.back() == ']')
+        name = name.substr(1, name.size() - 2);
+    const std::string_view unscoped = name.substr(0, name.find('%'));
+    asio::error_code not_an_address;
+    const auto address = asio::ip::make_address(std::string(unscoped), not_an_address);
+    if (!not_an_address && name.find('\0') == name.npos)
+        return {address.to_string(), true};
+
+    if (name.empty())
+        refuse("is empty: any certificate would match");
+    if (name.front() == '.')
+        refuse("begins with a dot: any subdomain would match");
+    if (name.find('*') != name.npos)
+        refuse("holds a wildcard; give the name of one host");
+    if (std::ranges::any_of(name, [](unsigned char c) { return c <= ' ' || c >= 0x7f; }))
+        refuse("holds a character that is not printable ASCII; give an internationalised name as A-labels (xn--...)");
+    if (name.size() > 253)
+        refuse("is longer than a DNS name can be");
+    return {std::string(name), false};
+}
+
+inline void tls_settings::apply(const tls_options& options)
+{
+    if (options.ssl || options.role || !options.server_hostname.empty())
+        session.reset();
+    if (options.ssl)
+        context = share(*options.ssl);
+    if (options.role)
+        role = *options.role;
+    if (!options.server_hostname.empty())
+    {
+        server_identity::parse(options.server_hostname);
+        server_hostname = options.server_hostname;
+    }
+    if (options.resume_from)
+        resume(options.resume_from);
+    if (options.handshake_timeout)
+    {
+        require_positive(*options.handshake_timeout, "handshake_timeout");
+        handshake_timeout = *options.handshake_timeout;
+    }
+    if (options.shutdown_timeout)
+    {
+        require_positive(*options.shutdown_timeout, "shutdown_timeout");
+        shutdown_timeout = *options.shutdown_timeout;
+    }
+    if (options.suppress_ragged_eofs)
+        suppress_ragged_eofs = *options.suppress_ragged_eofs;
+}
+
+inline openssl_ptr<SSL> tls_settings::make_ssl() const
+{
+    openssl_ptr<SSL> ssl(SSL_new(context.get()));
+    if (!ssl)
+        throw std::bad_alloc();
+    if (role == tls_role::server)
+        return ssl;
+
+    if (server_hostname.empty())
+    {
+        if (SSL_get_verify_mode(ssl.get()) & SSL_VERIFY_PEER && !is_known_by_key(context.get()))
+            throw std::invalid_argument("server_hostname is required to verify the server's certificate; give it, or "
+                                        "give a context that does not verify the peer");
+        return ssl;
+    }
+    const server_identity identity = server_identity::parse(server_hostname);
+    X509_VERIFY_PARAM* param = SSL_get0_param(ssl.get());
+    X509_VERIFY_PARAM_set_hostflags(param, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS |
+                                               X509_CHECK_FLAG_NEVER_CHECK_SUBJECT);
+    const bool done = identity.is_address
+                          ? X509_VERIFY_PARAM_set1_ip_asc(param, identity.name.c_str())
+                          : X509_VERIFY_PARAM_set1_host(param, identity.name.data(), identity.name.size()) &&
+                                SSL_set_tlsext_host_name(ssl.get(), identity.name.c_str());
+    if (!done)
+        throw std::bad_alloc();
+    return ssl;
+}
+
+/// Whose certificate was not accepted, for whom, and why.
+inline std::string refusal_of_certificate(SSL* ssl, const tls_settings& settings)
+{
+    const long reason = SSL_get_verify_result(ssl);
+    std::string text = "the peer's certificate";
+    const STACK_OF(X509)* const chain = SSL_get0_verified_chain(ssl); // also of a chain that was not accepted
+    std::optional<certificate> given;
+    if (chain && sk_X509_num(chain) > 0)
+        given.emplace(sk_X509_value(chain, 0));
+    if (given)
+        text += " (" + given->subject() + ")";
+    text += " is not accepted";
+    if (settings.role == tls_role::client)
+        text += " for \"" + settings.server_hostname + "\"";
+    text += std::string(" (") + verify_result_text(ssl, reason) + ")";
+    if (given && (reason == X509_V_ERR_HOSTNAME_MISMATCH || reason == X509_V_ERR_IP_ADDRESS_MISMATCH))
+    {
+        constexpr std::size_t most = 5;
+        const std::vector<std::string> names = given->subject_alt_names();
+        text += names.empty() ? "; it names no host" : "; it is for";
+        for (std::size_t i = 0; i < std::min(names.size(), most); ++i)
+            text += (i ? ", " : " ") + printable(names[i]);
+        if (names.size() > most)
+            text += " and " + std::to_string(names.size() - most) + " more";
+    }
+    return text;
+}
+
+inline void tls_settings::resume(SSL* from)
+{
+    const auto refuse_unless = [](bool condition, const char* what)
+    {
+        if (!condition)
+            throw std::invalid_argument(std::string("resume_from ") + what);
+    };
+    refuse_unless(role == tls_role::client, "is for clients; a server's client decides what is resumed");
+    refuse_unless(!SSL_is_server(from) && SSL_is_init_finished(from), "must be a client's connection in TLS");
+    refuse_unless(SSL_get_SSL_CTX(from) == context.get(), "must be a connection of the same context");
+    const std::string name = expected_name(from);
+    refuse_unless(!name.empty() && !server_hostname.empty() &&
+                      name == lower_case(server_identity::parse(server_hostname).name),
+                  "must be a connection with the same server_hostname");
+    session = copy_session(SSL_get_session(from));
+}
+
+inline openssl_ptr<SSL> tls_settings::make_resuming_ssl()
+{
+    openssl_ptr<SSL> ssl = make_ssl();
+    const std::shared_ptr<SSL_SESSION> given = std::move(session);
+    openssl_ptr<SSL_SESSION> kept;
+    if (auto* const cache = context_data<session_cache>(context.get()); cache && !given)
+        kept = cache->take(expected_name(ssl.get()));
+    if (given || kept)
+        offer_session(ssl.get(), given ? given.get() : kept.get());
+    return ssl;
+}
+
+/// What an upgrade was asked for, checked when the call was made.
+struct upgrade_request
+{
+    upgrade_request(const tls_settings& defaults, const tls_options& options, bool plain)
+        : settings(defaults), received(options.received)
+    {
+        settings.apply(options);
+        if (plain && settings.context)
+            ssl = settings.make_resuming_ssl();
+    }
+
+    tls_settings settings;
+    openssl_ptr<SSL> ssl;
+    std::string received;
+};
+
+} // namespace upgradeable_streams::detail
+
+#endif
