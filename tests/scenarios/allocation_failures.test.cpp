@@ -4,10 +4,9 @@
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
 #include "support/descriptors.hpp"
-#include "support/stream_connection.hpp"
 #include "support/upgrade_rig.hpp"
 
-#include <upgradeable_streams/open_connection.hpp>
+#include <upgradeable_streams/separate_compilation.hpp>
 
 #include <asio/awaitable.hpp>
 #include <asio/co_spawn.hpp>

@@ -3,10 +3,8 @@
 
 #include "contexts.hpp"
 #include "socket_pair.hpp"
-#include "stream_connection.hpp"
 
-#include <upgradeable_streams/open_connection.hpp>
-#include <upgradeable_streams/start_server.hpp>
+#include <upgradeable_streams/separate_compilation.hpp>
 
 #include <asio/awaitable.hpp>
 #include <asio/ip/tcp.hpp>

@@ -8,11 +8,10 @@
 #include "raw_peer.hpp"
 #include "run.hpp"
 #include "socket_pair.hpp"
-#include "stream_connection.hpp"
 #include "thread.hpp"
 #include "wire_tap.hpp"
 
-#include <upgradeable_streams/open_connection.hpp>
+#include <upgradeable_streams/separate_compilation.hpp>
 
 #include <asio/awaitable.hpp>
 #include <asio/ip/tcp.hpp>

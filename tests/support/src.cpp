@@ -1,0 +1,1 @@
+#include <upgradeable_streams/src.hpp>
