@@ -9,12 +9,16 @@
 #include "support/stream_links.hpp"
 #include "support/thread.hpp"
 
+#include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>
+#include <asio/buffer.hpp>
 #include <asio/error.hpp>
 #include <asio/post.hpp>
 #include <asio/ssl/error.hpp>
+#include <asio/strand.hpp>
 #include <asio/this_coro.hpp>
 #include <asio/use_awaitable.hpp>
+#include <asio/write.hpp>
 
 #include <algorithm>
 #include <array>
@@ -1013,6 +1017,30 @@ TEST_CASE("reader: what comes while others have their turn is received without a
             co_await read_lines(link, 100, 0);
             CHECK(receives.in_vain == 0);
             CHECK(receives.calls == 100);
+        });
+}
+
+TEST_CASE("reader: a coroutine on a strand goes on there, whatever its reads waited for")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            const asio::any_io_executor executor = co_await asio::this_coro::executor;
+            const asio::strand<asio::any_io_executor> strand(executor);
+            const auto talk = [&]() -> awaitable<void>
+            {
+                auto sockets = test::tcp_pair(strand);
+                auto [reader, writer] = co_await us::open_connection(std::move(sockets.first));
+                for (int i = 0; i < 20; ++i)
+                {
+                    asio::post(executor, [&] { asio::write(sockets.second, asio::buffer("line\n", 5)); });
+                    const std::string line = co_await reader.readline();
+                    CHECK(line == "line\n");
+                    CHECK(strand.running_in_this_thread());
+                }
+            };
+            const auto talking = test::spawn(strand, talk);
+            co_await talking.join();
         });
 }
 

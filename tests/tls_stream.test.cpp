@@ -3,6 +3,7 @@
 #include "support/memory.hpp"
 #include "support/upgrade_rig.hpp"
 
+#include <openssl/err.h>
 #include <openssl/sslerr.h>
 
 #include <csignal>
@@ -542,6 +543,34 @@ TEST_CASE("tls_stream: reads and writes before the handshake are errors, and it 
             error = co_await write_error(tls.layer);
             CHECK(error == asio::error::not_connected);
             co_await tls.shake_hands();
+            co_await tls.layer.async_shutdown(use_awaitable);
+            co_await test::joined(std::move(tls.peer));
+        });
+}
+
+TEST_CASE("tls_stream: an error that others have left in OpenSSL's queue is not taken for the stream's own")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto leave_an_error = [] { ERR_raise(ERR_LIB_USER, ERR_R_INTERNAL_ERROR); };
+            auto ends = connect(co_await asio::this_coro::executor);
+            tls_end<chunked_layer, std::size_t> tls(
+                std::move(ends),
+                [](test::raw_peer& p)
+                {
+                    p.tls_write(p.tls_read_line());
+                    p.tls_shutdown();
+                },
+                1); // OpenSSL is asked again and again before it has a record
+            leave_an_error();
+            co_await tls.shake_hands();
+            leave_an_error();
+            co_await write(tls.layer, "echoed\n");
+            leave_an_error();
+            const std::string line = co_await read_line(tls.layer);
+            CHECK(line == "echoed\n");
+            leave_an_error();
             co_await tls.layer.async_shutdown(use_awaitable);
             co_await test::joined(std::move(tls.peer));
         });

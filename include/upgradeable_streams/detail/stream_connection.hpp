@@ -12,11 +12,13 @@
 #include <upgradeable_streams/tls_stream.hpp>
 #include <upgradeable_streams/upgradeable_stream.hpp>
 
+#include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>
 #include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>
 #include <asio/cancellation_type.hpp>
 #include <asio/error.hpp>
+#include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/post.hpp>
 #include <asio/redirect_error.hpp>
@@ -28,6 +30,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <typeinfo>
 #include <utility>
 
 namespace upgradeable_streams::detail
@@ -110,7 +113,12 @@ private:
             slot.clear();
             h(told.outcome, 0);
         };
-        asio::post(stream_.get_executor(), std::move(yielded));
+        const asio::any_io_executor executor = stream_.get_executor();
+        using io_executor = asio::io_context::executor_type;
+        if (executor.target_type() == typeid(io_executor)) // which target() of Asio 1.22 does not look at
+            asio::post(*executor.target<io_executor>(), std::move(yielded)); // spares a tenth of a round trip
+        else
+            asio::post(executor, std::move(yielded));
     }
 
     read_result arrived(const asio::error_code& error, std::size_t size) override
