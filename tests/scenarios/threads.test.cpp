@@ -6,6 +6,7 @@
 #include "support/run.hpp"
 
 #include <asio/awaitable.hpp>
+#include <asio/error.hpp>
 #include <asio/io_context.hpp>
 #include <asio/ssl/context.hpp>
 #include <asio/strand.hpp>
@@ -165,6 +166,39 @@ TEST_CASE("threads: a server that closes under its clients' hands ends every one
                 {
                 }
             }
+        });
+}
+
+TEST_CASE("threads: reads that are cancelled at any moment, those that let others have their turn too")
+{
+    test::run_threads(
+        thread_count,
+        []() -> asio::awaitable<void>
+        {
+            std::atomic<int> cancelled = 0;
+            const auto cancel_reads = [&](us::stream_reader reader, us::stream_writer) -> asio::awaitable<void>
+            {
+                const auto executor = co_await asio::this_coro::executor;
+                for (int i = 0; i < 1000; ++i)
+                {
+                    const auto reading = test::spawn(executor, [&] { return reader.readline(); });
+                    co_await test::turns(i % 3);
+                    reading.cancel();
+                    const std::error_code error = co_await test::error_of(reading.join());
+                    cancelled += error == asio::error::operation_aborted;
+                }
+            };
+            us::server server = co_await us::start_server(cancel_reads, "127.0.0.1", 0);
+            const std::uint16_t port = server.sockets().at(0).port;
+            asio::io_context& io = *co_await this_io_context();
+            std::vector<test::task<std::string>> clients;
+            for (int i = 0; i < thread_count; ++i)
+                clients.push_back(test::spawn(asio::make_strand(io), [&] { return test::ask("127.0.0.1", port, ""); }));
+            for (const auto& client : clients)
+                co_await client.join();
+            CHECK(cancelled == thread_count * 1000);
+            server.close();
+            co_await server.wait_closed();
         });
 }
 

@@ -94,7 +94,7 @@ private:
             return plain->async_read_some(room(is_socket<Socket>), std::move(handler));
         auto& core = stream_.state_->tls()->core();
         if (core.has_too_many_replies())
-            return core.async_flush(std::move(handler));
+            return core.async_flush(asio::bind_executor(get_executor(), std::move(handler)));
         core.async_receive(std::move(handler));
     }
 
@@ -107,11 +107,10 @@ private:
         };
         auto slot = handler.get_cancellation_slot();
         const auto* const asked = slot.is_connected() ? &slot.template emplace<cancellation>() : nullptr;
-        auto yielded = [h = std::move(handler), slot, asked]() mutable
+        auto yielded = [this, h = std::move(handler), asked]() mutable
         {
-            const cancellation told = asked ? *asked : cancellation();
-            slot.clear();
-            h(told.outcome, 0);
+            const auto keep = shared_from_this();
+            enter([h = std::move(h), asked]() mutable { h(asked ? asked->outcome : cancellation().outcome, 0); });
         };
         const asio::any_io_executor executor = stream_.get_executor();
         using io_executor = asio::io_context::executor_type;

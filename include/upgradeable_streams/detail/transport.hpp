@@ -114,6 +114,16 @@ protected:
     {
     }
 
+    /// Calls the function where the connection is used. For a handler that the stream's executor runs.
+    template <typename Function>
+    void enter(Function&& function)
+    {
+        if (strand_)
+            strand_->enter(std::forward<Function>(function));
+        else
+            std::forward<Function>(function)();
+    }
+
     void written(const asio::error_code& error, std::size_t size);
     asio::mutable_buffer room(bool is_socket)
     {
@@ -224,15 +234,12 @@ public:
     void operator()(const asio::error_code& error, std::size_t size)
     {
         const auto keep = transport_;
-        auto arrive = [h = std::move(*this), error, size]() mutable
-        {
-            h.transport_->is_dry_ = false;
-            h.resume(h.transport_->arrived(error, size));
-        };
-        if (keep->strand_)
-            keep->strand_->enter(std::move(arrive));
-        else
-            arrive();
+        keep->enter(
+            [h = std::move(*this), error, size]() mutable
+            {
+                h.transport_->is_dry_ = false;
+                h.resume(h.transport_->arrived(error, size));
+            });
     }
 
     void resume(const read_result& result)
