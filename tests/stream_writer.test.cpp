@@ -3,6 +3,7 @@
 #include "support/catch.hpp"
 #include "support/chunked_stream.hpp"
 #include "support/descriptors.hpp"
+#include "support/flood.hpp"
 #include "support/operations.hpp"
 #include "support/pattern.hpp"
 #include "support/run.hpp"
@@ -47,6 +48,7 @@ using test::error_of;
 using test::exception_of;
 using test::joined;
 using test::link_of_streams;
+using test::link_over_socket;
 using test::link_with_raw_peer;
 using test::raw_link;
 using test::run_in_thread;
@@ -614,6 +616,39 @@ TEST_CASE("close: what is queued arrives at a slow peer though bytes that it sen
             co_await test::turns(50); // nothing is left to do but to await the peer
             const std::string received = co_await peer_receives_to_the_end(link);
             CHECK(received.size() == sent.size());
+        });
+}
+
+TEST_CASE("close: with a read pending, the close_notify comes behind the replies to KeyUpdates that were not yet sent")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            raw_link link = co_await link_over_socket(tls_from_the_start());
+            test::shrink_buffers(*link.writer.get_extra_info<"socket">());
+            test::shrink_buffers(link.peer.descriptor());
+            const auto reading = test::spawn(executor, [&] { return link.reader.readline(); });
+            const std::string updates = link.peer.tls_unsent(
+                [&]
+                {
+                    for (int i = 0; i < 40'000; ++i)
+                        link.peer.key_update(true);
+                });
+            const std::size_t sent = co_await test::flood(link.peer, updates);
+            REQUIRE(sent < updates.size());
+            link.writer.close();
+            const std::string received = co_await joined(run_in_thread(
+                [&]
+                {
+                    const std::string all = link.peer.tls_read_all(); // to the close_notify
+                    link.peer.close();
+                    return all;
+                }));
+            CHECK(received.empty());
+            const std::error_code error = co_await error_of(reading.join());
+            CHECK(error == us::errc::connection_closed);
+            co_await link.writer.wait_closed();
         });
 }
 

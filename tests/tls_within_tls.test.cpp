@@ -332,6 +332,36 @@ TEST_CASE("start_tls<within_tls>: a cancelled read of the inner session loses no
         });
 }
 
+TEST_CASE("start_tls<within_tls>: close ends a pending read, at whatever step that is")
+{
+    const int lines = GENERATE(range(0, 8));
+    const int turns = GENERATE(range(0, 4));
+    CAPTURE(lines, turns);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            us::connection_options options = encrypted(us::tls_role::client);
+            options.ssl_shutdown_timeout = 1s;
+            test::stream_link link = co_await test::link_of_streams(options);
+            co_await go_deeper(link);
+            for (int i = 0; i < lines; ++i)
+            {
+                link.peer_writer.write("line\n");
+                co_await link.reader.readline();
+            }
+            const auto reading = test::spawn(executor, [&] { return link.reader.readline(); });
+            const auto peer_reading = test::spawn(executor, [&] { return link.peer_reader.read(); });
+            co_await test::turns(turns);
+            link.writer.close();
+            const std::error_code error = co_await error_of(reading.join());
+            CHECK(error == us::errc::connection_closed);
+            co_await peer_reading.join();
+            link.peer_writer.close();
+            co_await link.writer.wait_closed();
+        });
+}
+
 TEST_CASE("start_tls<within_tls>: the inner session can be stopped and begun again")
 {
     test::run(

@@ -36,7 +36,6 @@
 
 #include <poll.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
 
 namespace us = upgradeable_streams;
 using asio::awaitable;
@@ -684,14 +683,6 @@ TEST_CASE("attacks: a peer that drips in plain text is dropped at the handler's 
 namespace
 {
 
-/// Makes the kernel take little of what passes between a server's socket and a peer.
-void shrink_buffers(int descriptor)
-{
-    const int size = 32 * 1024;
-    ::setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
-    ::setsockopt(descriptor, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
-}
-
 /// A client of `server` that is in TLS, or in plain text.
 awaitable<test::raw_peer> connect(const us::server& server, bool tls)
 {
@@ -718,7 +709,7 @@ TEST_CASE("attacks: a client that asks and never reads the answers is stopped, a
             std::size_t answers = 0;
             const auto handle = [&](us::stream_reader reader, us::stream_writer writer) -> awaitable<void>
             {
-                shrink_buffers(*writer.get_extra_info<"socket">());
+                test::shrink_buffers(*writer.get_extra_info<"socket">());
                 for (;;)
                 {
                     const std::string line = co_await reader.readline();
@@ -733,7 +724,7 @@ TEST_CASE("attacks: a client that asks and never reads the answers is stopped, a
             us::server server = co_await us::start_server(
                 handle, "127.0.0.1", 0, {.ssl = tls ? &test::server_context() : nullptr, .error_handler = errors});
             test::raw_peer peer = co_await connect(server, tls);
-            shrink_buffers(peer.descriptor());
+            test::shrink_buffers(peer.descriptor());
             std::string questions;
             for (int i = 0; i < 10'000; ++i)
                 questions += std::string(100, '?') + "\n";
@@ -761,7 +752,7 @@ TEST_CASE("attacks: a client that asks for KeyUpdates and reads none is stopped,
         {
             const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> awaitable<void>
             {
-                shrink_buffers(*writer.get_extra_info<"socket">());
+                test::shrink_buffers(*writer.get_extra_info<"socket">());
                 for (std::string line = "not the end"; !line.empty();)
                     line = co_await reader.readline();
             };
@@ -769,7 +760,7 @@ TEST_CASE("attacks: a client that asks for KeyUpdates and reads none is stopped,
             us::server server = co_await us::start_server(handle, "127.0.0.1", 0,
                                                           {.ssl = &test::server_context(), .error_handler = errors});
             test::raw_peer peer = co_await connect(server, true);
-            shrink_buffers(peer.descriptor());
+            test::shrink_buffers(peer.descriptor());
             const std::string updates = peer.tls_unsent(
                 [&]
                 {

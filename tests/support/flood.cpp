@@ -7,6 +7,13 @@
 namespace test
 {
 
+void shrink_buffers(int descriptor)
+{
+    const int size = 32 * 1024;
+    ::setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+    ::setsockopt(descriptor, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+}
+
 asio::awaitable<std::size_t> flood(raw_peer& peer, std::string_view bytes, int turns_between)
 {
     constexpr std::size_t piece = 16 * 1024;

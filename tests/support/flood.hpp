@@ -11,6 +11,9 @@
 namespace test
 {
 
+/// Makes the system hold little of what is on the way from or to a socket.
+void shrink_buffers(int descriptor);
+
 /// Sends until the other side, which runs on the same io_context, takes no more; it has so many turns after each piece.
 ///
 /// Returns: how many of `bytes` were sent.

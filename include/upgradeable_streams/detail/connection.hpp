@@ -65,7 +65,7 @@ public:
 
         ~read_guard()
         {
-            connection_.reading_ = false;
+            connection_.reading_ = connection_.read_cancelled_ = false;
             if (connection_.closing_)
                 connection_.changed_->cancel();
         }
@@ -76,6 +76,13 @@ public:
     private:
         connection& connection_;
     };
+
+    /// Has a pending read end with asio::error::operation_aborted, at once or where it would wait next.
+    void cancel_read()
+    {
+        read_cancelled_ = reading_;
+        cancel();
+    }
 
     void check_write(unsigned epoch) const
     {
@@ -236,9 +243,9 @@ inline asio::awaitable<void> connection::finish()
     try
     {
         const expiry deadline(*this, settings().shutdown_timeout, errc::shutdown_timeout);
-        co_await flush();
         while (ending_)
             co_await wait_change();
+        co_await flush();
         if (reading_)
             cancel_read();
         while (reading_)

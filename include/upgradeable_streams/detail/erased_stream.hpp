@@ -49,11 +49,11 @@ public:
     virtual const tls_settings& settings() const = 0;
     virtual std::optional<int> native_socket() = 0;
 
-    /// A pending async_receive has asio::error::operation_aborted for its result.
-    virtual void cancel_read() = 0;
-
 protected:
     erased_stream() = default;
+
+    /// A pending async_receive has asio::error::operation_aborted for its result; so has what is being sent.
+    virtual void cancel() = 0;
 
     /// asio::error::would_block when there is nothing.
     virtual std::size_t read_some(asio::mutable_buffer buffer, asio::error_code& error) = 0;
@@ -61,8 +61,8 @@ protected:
     /// Waits until there may be more. May put it into what transport::room gives, and tells how much with `arrived`.
     virtual void async_receive(read_handler handler) = 0;
 
-    /// Tells that nothing is known, asio::error::would_block, when others have had their turn. Not for cancel_read to
-    /// end, only for the handler's cancellation slot.
+    /// Tells that nothing is known, asio::error::would_block, when others have had their turn. Not for cancel to end,
+    /// only for the handler's cancellation slot.
     virtual void async_yield(read_handler handler) = 0;
 
     /// What a read_handler was told.
@@ -72,6 +72,9 @@ protected:
 
     /// Waits until write_some can go on, and may write of `data`. Calls transport::written in the end.
     virtual void async_write(asio::const_buffer data) = 0;
+
+    /// Whether all that was written, and all that the stream says by itself, was handed to the socket or never will be.
+    virtual bool is_flushed() const = 0;
 
     virtual asio::awaitable<void> start_tls(std::unique_ptr<upgrade_request> request) = 0;
     virtual asio::awaitable<std::string> stop_tls() = 0; ///< Gives what is then to be read first.

@@ -63,13 +63,13 @@ public:
         return lowest.is_open() ? std::optional<int>(lowest.native_handle()) : std::nullopt;
     }
 
-    void cancel_read() override
+private:
+    void cancel() override
     {
         asio::error_code ignored;
         stream_.lowest_layer().cancel(ignored);
     }
 
-private:
     std::size_t read_some(asio::mutable_buffer buffer, asio::error_code& error) override
     {
         const auto& state = stream_.state_;
@@ -162,6 +162,12 @@ private:
             plain->async_write_some(data, std::move(done));
         else
             stream_.state_->tls()->core().async_flush(std::move(done));
+    }
+
+    bool is_flushed() const override
+    {
+        auto* const tls = stream_.state_->tls();
+        return !tls || tls->core().is_flushed();
     }
 
     asio::awaitable<void> start_tls(std::unique_ptr<upgrade_request> request) override

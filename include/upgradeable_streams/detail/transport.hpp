@@ -160,6 +160,7 @@ protected:
     read_buffer buffer_;
     bool eof_ = false;
     bool is_dry_ = false; ///< There is nothing more to be told of the stream before it was waited for.
+    bool read_cancelled_ = false; ///< Between two waits, the next of which is not to begin.
 
     send_queue queue_;
     std::size_t high_ = 64 * 1024;
@@ -180,6 +181,7 @@ private:
     void block();
     void shrink();
     void schedule_send();
+    static asio::awaitable<read_result> cancelled_read();
 
     std::size_t next_receive_ = read_buffer::small_size;
     second_look second_look_;
@@ -290,6 +292,8 @@ inline bool transport::receive_now()
 
 inline asio::awaitable<read_result> transport::wait_to_receive()
 {
+    if (std::exchange(read_cancelled_, false))
+        return cancelled_read();
     if (!has_turn())
         return wait_for_turn();
     send();
@@ -300,6 +304,11 @@ inline asio::awaitable<read_result> transport::wait_to_receive()
         [this](read_handler::target_type target)
         { async_receive(read_handler(shared_from_this(), std::move(target))); },
         asio::use_awaitable);
+}
+
+inline asio::awaitable<read_result> transport::cancelled_read()
+{
+    co_return read_result{asio::error::operation_aborted, 0};
 }
 
 inline asio::awaitable<read_result> transport::wait_for_turn()
@@ -473,8 +482,13 @@ inline asio::awaitable<void> transport::drain()
 inline asio::awaitable<void> transport::flush()
 {
     send();
-    while (queued() > 0 && !lost_ && !closed_)
-        co_await wait_change();
+    while ((queued() > 0 || !is_flushed()) && !lost_ && !closed_)
+    {
+        if (is_blocked_)
+            co_await wait_change();
+        else
+            block();
+    }
     throw_if_lost();
 }
 
