@@ -841,6 +841,35 @@ TEST_CASE("write_eof: ends writing after what is queued, while reading goes on")
         });
 }
 
+TEST_CASE("write_eof: the end is sent too when a socket took at once what was queued before")
+{
+    const bool tls = GENERATE(false, true);
+    const bool reads = GENERATE(false, true);
+    CAPTURE(tls, reads);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await test::link_over_socket(options_of(tls));
+            link.writer.write("the request\n");
+            link.writer.write_eof();
+            auto request = run_in_thread(
+                [&]
+                {
+                    const std::string received = tls ? link.peer.tls_read_all() : link.peer.recv_all();
+                    link.send("the answer\n");
+                    link.end();
+                    return received;
+                });
+            if (reads)
+            {
+                const std::string answer = co_await link.reader.read();
+                CHECK(answer == "the answer\n");
+            }
+            const std::string received = co_await joined(std::move(request));
+            CHECK(received == "the request\n");
+        });
+}
+
 TEST_CASE("write_eof: a write after it is std::errc::broken_pipe")
 {
     test::run(
