@@ -23,7 +23,8 @@ constexpr us::errc all_codes[] = {
     us::errc::shutdown_timeout,      us::errc::connect_timeout,       us::errc::connect_failed,
     us::errc::incomplete_read,       us::errc::limit_overrun,         us::errc::alpn_not_agreed,
     us::errc::proxy_header_invalid,  us::errc::proxy_header_timeout,
-    us::errc::not_tls,               us::errc::tls_not_offered,
+    us::errc::not_tls,               us::errc::tls_not_offered,       us::errc::request_refused,
+    us::errc::reply_malformed,       us::errc::reply_too_long,        us::errc::negotiation_timeout,
 };
 
 } // namespace
@@ -50,10 +51,11 @@ TEST_CASE("errc: the category tells its name, and does not know other values")
     CHECK(us::category().message(4711) == "unknown error");
 }
 
-TEST_CASE("errc: the four timeouts, and only they, are std::errc::timed_out")
+TEST_CASE("errc: the five timeouts, and only they, are std::errc::timed_out")
 {
     const std::set<us::errc> timeouts = {us::errc::handshake_timeout, us::errc::shutdown_timeout,
-                                         us::errc::connect_timeout, us::errc::proxy_header_timeout};
+                                         us::errc::connect_timeout, us::errc::proxy_header_timeout,
+                                         us::errc::negotiation_timeout};
     for (const us::errc code : all_codes)
         CHECK((make_error_code(code) == std::errc::timed_out) == timeouts.contains(code));
 }
@@ -127,6 +129,13 @@ TEST_CASE("connect_error: it tells each address and its reason, in order")
     REQUIRE(first != what.npos);
     REQUIRE(second != what.npos);
     CHECK(first < second);
+}
+
+TEST_CASE("connect_error: a reason that all addresses have in common is told once")
+{
+    const std::error_code refused = asio::error::connection_refused;
+    const us::connect_error error(refused, "localhost:25", {{"[::1]:25", refused}, {"127.0.0.1:25", refused}});
+    CHECK(std::string(error.what()) == "cannot connect to localhost:25 ([::1]:25; 127.0.0.1:25): " + refused.message());
 }
 
 TEST_CASE("connect_error: without attempts it names the target alone")

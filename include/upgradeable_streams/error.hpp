@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_ERROR_HPP
 #define UPGRADEABLE_STREAMS_ERROR_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <optional>
 #include <string>
@@ -214,7 +215,7 @@ public:
     };
 
     connect_error(std::error_code code, const std::string& target, std::vector<attempt> attempts)
-        : std::system_error(code, describe(target, attempts)), attempts_(std::move(attempts))
+        : std::system_error(code, describe(code, target, attempts)), attempts_(std::move(attempts))
     {
     }
 
@@ -222,15 +223,19 @@ public:
     const std::vector<attempt>& attempts() const noexcept { return attempts_; }
 
 private:
-    static std::string describe(const std::string& target, const std::vector<attempt>& attempts)
+    /// A reason that all have in common is that of the code, which tells it.
+    static std::string describe(std::error_code code, const std::string& target, const std::vector<attempt>& attempts)
     {
         std::string text = "cannot connect to " + target;
         const char* separator = " (";
         if (attempts.empty() || attempts.front().address == target)
             return text;
+        const bool differ = std::ranges::any_of(attempts, [code](const attempt& a) { return a.error != code; });
         for (const auto& [address, error] : attempts)
         {
-            text += separator + address + ": " + error.message();
+            text += separator + address;
+            if (differ)
+                text += ": " + error.message();
             separator = "; ";
         }
         return text + ")";
