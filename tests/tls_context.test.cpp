@@ -1240,6 +1240,9 @@ TEST_CASE("contexts: options that make no sense are std::invalid_argument")
     CHECK_THROWS_AS(us::create_server_context(options), std::invalid_argument);
     CHECK_THROWS_AS(us::create_client_context({.identity = options.identity}), std::invalid_argument);
     CHECK_THROWS_AS(us::create_client_context({.ca_file = ca_file(), .verify_peer = false}), std::invalid_argument);
+    options = localhost();
+    options.require_client_certificate = true;
+    CHECK_THROWS_AS(us::create_server_context(options), std::invalid_argument);
 
     const std::string long_name(256, 'x');
     for (const std::string_view name : {""sv, std::string_view(long_name)})

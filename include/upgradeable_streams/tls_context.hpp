@@ -17,6 +17,7 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -60,12 +61,13 @@ struct server_context_options
 {
     key_pair_options identity = {}; ///< Required.
 
-    /// PEM file; when given, clients are asked for a certificate of these. Nobody is when it is empty, so a value from
-    /// elsewhere is to be checked.
+    /// PEM file; when given, clients are asked for a certificate of these. Nobody is when it is empty, which is an error
+    /// where `require_client_certificate` is set to true.
     std::string_view client_ca_file = {};
 
-    bool require_client_certificate = true; ///< With client_ca_file: refuse clients without one.
-    string_list alpn_protocols = {};        ///< In order of preference.
+    /// With client_ca_file: refuse clients without a certificate; true unless given.
+    std::optional<bool> require_client_certificate = {};
+    string_list alpn_protocols = {}; ///< In order of preference.
 
     /// Contexts for clients that ask for a name (SNI). What such a context demands holds in place of this one's
     /// demands: client certificates, ALPN, versions; only the groups of the key exchange are this one's. A session is
@@ -242,10 +244,12 @@ inline asio::ssl::context create_server_context(const server_context_options& op
             !(names = SSL_load_client_CA_file(file.c_str())))
             detail::throw_openssl_error(detail::quoted("client CA file", file));
         SSL_CTX_set_client_CA_list(handle, names);
-        context.set_verify_mode(options.require_client_certificate
+        context.set_verify_mode(options.require_client_certificate.value_or(true)
                                     ? asio::ssl::verify_peer | asio::ssl::verify_fail_if_no_peer_cert
                                     : asio::ssl::verify_peer);
     }
+    else if (options.require_client_certificate.value_or(false))
+        throw std::invalid_argument("require_client_certificate needs client_ca_file: whose certificates are accepted");
 
     detail::select_alpn_protocols(handle, options.alpn_protocols);
     if (!options.contexts_by_name.empty() || options.refuse_unknown_names)
