@@ -334,6 +334,7 @@ TEST_CASE("open_connection: options that make no sense are std::invalid_argument
             o.ssl = &test::client_context();
             o.ssl_shutdown_timeout = seconds(-1);
         });
+    refused([](auto& o) { o.ssl = &test::server_context(); });
 }
 
 TEST_CASE("open_connection: a name that cannot be verified is std::invalid_argument at the call")

@@ -371,6 +371,7 @@ TEST_CASE("start_server: options that make no sense are std::invalid_argument at
     refused({.backlog = -1});
     refused({.max_connections = 0});
     refused({.max_handshakes = 0});
+    refused({.ssl = &test::client_context()});
     refused({.detect_tls = true});
     refused({.ssl = &test::server_context(), .detect_tls = true});
     for (const auto timeout : {0s, -1s})
@@ -1048,6 +1049,12 @@ TEST_CASE("start_server: without an error handler errors are lines on std::clog"
                 return std::ranges::count(text, '\n');
             };
             co_await test::eventually([&] { return lines() == 2; });
+
+            std::optional<test::descriptor_limit> limit(std::in_place, 1);
+            const auto waiting = test::raw_peer::connect(test::endpoint_of(server)); // takes the last descriptor
+            co_await test::eventually([&] { return lines() == 3; });
+            limit.reset();
+            CHECK_THAT(clog.text(), test::contains("\nupgradeable_streams: accept: "));
         });
 }
 
@@ -1511,6 +1518,17 @@ TEST_CASE("start_server: set_ssl_context is refused by a server that was started
                 error = e.code();
             }
             CHECK(error == us::errc::not_upgradeable);
+        });
+}
+
+TEST_CASE("start_server: set_ssl_context refuses a context of clients")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            asio::ssl::context ssl = test::make_server_context();
+            us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0, {.ssl = &ssl});
+            CHECK_THROWS_AS(server.set_ssl_context(test::client_context()), std::invalid_argument);
         });
 }
 

@@ -129,7 +129,7 @@ public:
     std::vector<socket_address> sockets() const { return handle_->listener->sockets(); }
 
     /// Uses another context for connections accepted from now on. Errors: errc::not_upgradeable for a server that was
-    /// started without one.
+    /// started without one; std::invalid_argument for a client's.
     void set_ssl_context(asio::ssl::context& ssl) { handle_->listener->set_ssl_context(ssl); }
 
 private:

@@ -146,6 +146,7 @@ private:
     bool has_room() const;
     connection_settings settings_of_connection() const;
     void report(std::exception_ptr error, const socket_address& peer) const noexcept;
+    static void write_to_log(const socket_address& peer, const char* what) noexcept;
 
     bool start_session(any_socket socket);
     static asio::awaitable<void> accept_loop(std::shared_ptr<listener> self, bound_socket& bound);
@@ -210,9 +211,11 @@ inline std::vector<socket_address> listener::sockets() const
 inline void listener::set_ssl_context(asio::ssl::context& ssl)
 {
     throw_if(!settings_.connection.tls.context, errc::not_upgradeable);
-    auto shared = share(ssl);
+    tls_settings changed = settings_.connection.tls;
+    changed.context = share(ssl);
+    changed.make_ssl();
     const std::lock_guard lock(mutex_);
-    swapped_context_.swap(shared);
+    swapped_context_.swap(changed.context);
 }
 
 inline void listener::for_each_connection(void (connection::*action)())
@@ -276,12 +279,22 @@ try
 catch (const std::exception& e)
 {
     if (!settings_.error_handler)
-        std::clog << "upgradeable_streams: connection from " + peer.to_string() + ": " + e.what() + "\n";
+        write_to_log(peer, e.what());
 }
 catch (...)
 {
     if (!settings_.error_handler)
-        std::clog << "upgradeable_streams: connection from " + peer.to_string() + ": unknown exception\n";
+        write_to_log(peer, "unknown exception");
+}
+
+inline void listener::write_to_log(const socket_address& peer, const char* what) noexcept
+try
+{
+    const std::string whose = peer == socket_address() ? "" : "connection from " + peer.to_string() + ": ";
+    std::clog << "upgradeable_streams: " + whose + what + "\n";
+}
+catch (...)
+{
 }
 
 inline asio::awaitable<void> listener::wait(bool connections_too)

@@ -144,8 +144,13 @@ inline openssl_ptr<SSL> tls_settings::make_ssl() const
     if (!ssl)
         throw std::bad_alloc();
     if (role == tls_role::server)
+    {
+        if (!SSL_is_server(ssl.get())) // what an SSL object is until it is told, unless its context is a client's
+            throw std::invalid_argument("the TLS context is a client's; a server needs one of create_server_context");
         return ssl;
-
+    }
+    if (SSL_CTX_get_ssl_method(context.get()) == TLS_server_method())
+        throw std::invalid_argument("the TLS context is a server's; a client needs one of create_client_context");
     if (server_hostname.empty())
     {
         if (SSL_get_verify_mode(ssl.get()) & SSL_VERIFY_PEER && !is_known_by_key(context.get()))
