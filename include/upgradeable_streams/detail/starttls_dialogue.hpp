@@ -125,7 +125,7 @@ inline starttls_dialogue::starttls_dialogue(std::string_view protocol, const str
     if (policy_ == starttls_policy::never)
         return;
     if (reader_.is_tls())
-        throw std::system_error(errc::already_tls);
+        throw std::system_error(errc::already_tls, protocol_ + ": what begins in TLS needs starttls_policy::never");
     if (!options.tls.ssl && !writer_.is_upgradeable())
         throw std::system_error(errc::not_upgradeable);
     if (options.tls.role.value_or(writer_.role()) != tls_role::client)

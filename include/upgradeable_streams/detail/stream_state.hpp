@@ -232,12 +232,14 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
     /// The exception of an upgrade that failed with `error`.
     tls_error describe(const asio::error_code& error)
     {
-        const bool refused =
-            ssl() && error.category() == asio::error::get_ssl_category() &&
-            ERR_GET_REASON(static_cast<unsigned long>(error.value())) == SSL_R_CERTIFICATE_VERIFY_FAILED;
-        if (refused)
+        const int reason = error.category() == asio::error::get_ssl_category()
+                               ? ERR_GET_REASON(static_cast<unsigned long>(error.value()))
+                               : 0;
+        if (ssl() && reason == SSL_R_CERTIFICATE_VERIFY_FAILED)
             return {error, "TLS upgrade: " + refusal_of_certificate(ssl(), settings), SSL_get_verify_result(ssl()), {}};
         std::string what = "TLS upgrade";
+        if (reason > SSL_AD_REASON_OFFSET) // an alert was received
+            what += ", refused by the peer";
         if (!not_tls.empty())
             what += ", answered with \"" + printable(not_tls) + "\"";
         return {error, what, X509_V_OK, not_tls};
