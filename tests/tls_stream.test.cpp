@@ -73,14 +73,6 @@ asio::awaitable<void> blocked(Layer& layer)
     co_await test::turns(50);
 }
 
-/// Makes the system hold little of what is on the way from or to a socket.
-void shrink_buffers(int descriptor)
-{
-    const int size = 16 * 1024;
-    ::setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
-    ::setsockopt(descriptor, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
-}
-
 template <typename Layer>
 asio::awaitable<void> expect_unusable(Layer& layer)
 {
@@ -341,7 +333,7 @@ TEST_CASE("tls_stream: over a socket that does not block, would_block is no fail
 {
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
-    shrink_buffers(socket.native_handle());
+    test::shrink_buffers(socket.native_handle());
     std::promise<void> read_on;
     const std::string data = test::pattern(3).bytes(0, 4'000'000);
     auto peer = play_tls(std::move(raw), tls_role::client,
@@ -651,8 +643,8 @@ TEST_CASE("tls_stream: a peer that asks for KeyUpdates and reads none of the rep
 {
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
-    shrink_buffers(socket.native_handle());
-    shrink_buffers(raw.descriptor());
+    test::shrink_buffers(socket.native_handle());
+    test::shrink_buffers(raw.descriptor());
     auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
     socket_layer layer(std::move(socket), context_of(tls_role::client));
     test::run_on(io,
@@ -1412,7 +1404,7 @@ TEST_CASE("tls_stream: a blocking shutdown that cannot send yet is would_block, 
 {
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
-    shrink_buffers(socket.native_handle());
+    test::shrink_buffers(socket.native_handle());
     std::promise<void> read_on;
     const std::string data(200'000, 'd');
     auto peer = play(std::move(raw),
@@ -1449,7 +1441,7 @@ TEST_CASE("tls_stream: a write that is made again for less tells no more than th
 {
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
-    shrink_buffers(socket.native_handle());
+    test::shrink_buffers(socket.native_handle());
     std::promise<void> read_on;
     const std::string data = test::pattern(3).bytes(0, 200'000);
     auto peer = play_tls(std::move(raw), tls_role::client,

@@ -244,7 +244,7 @@ inline asio::awaitable<void> connection::finish()
     try
     {
         const expiry deadline(*this, settings().shutdown_timeout, errc::shutdown_timeout);
-        while (ending_)
+        while (ending_ && !closed_)
             co_await wait_change();
         co_await flush();
         if (reading_)
