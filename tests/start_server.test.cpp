@@ -1521,6 +1521,37 @@ TEST_CASE("start_server: set_ssl_context is refused by a server that was started
         });
 }
 
+TEST_CASE("server: one that is empty or moved from is errc::connection_closed until it is assigned to")
+{
+    asio::io_context io;
+    us::server server;
+    const auto error_of_sockets = [&server]
+    {
+        try
+        {
+            static_cast<void>(server.sockets());
+        }
+        catch (const std::system_error& e)
+        {
+            return e.code();
+        }
+        return std::error_code();
+    };
+    CHECK(error_of_sockets() == us::errc::connection_closed);
+    asio::co_spawn(io, us::start_server(test::echo, "127.0.0.1", 0),
+                   [&](std::exception_ptr error, us::server started)
+                   {
+                       CHECK(!error);
+                       server = std::move(started);
+                       CHECK(server.sockets().size() == 1);
+                       server.close();
+                   });
+    io.run();
+    us::server other = std::move(server);
+    CHECK(error_of_sockets() == us::errc::connection_closed);
+    CHECK(!other.is_serving());
+}
+
 TEST_CASE("start_server: set_ssl_context refuses a context of clients")
 {
     test::run(

@@ -498,6 +498,36 @@ TEST_CASE("drain: a loss that a read has found is reported, as in asyncio")
         });
 }
 
+TEST_CASE("handles: those that are empty or moved from are errc::connection_closed until they are assigned to")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            us::stream_reader reader;
+            us::stream_writer writer;
+            for (const bool moved : {false, true})
+            {
+                CAPTURE(moved);
+                for (const auto& [name, operation] : test::operations_of(reader, writer))
+                {
+                    CAPTURE(name);
+                    const std::error_code error = co_await error_of(operation());
+                    CHECK(error == us::errc::connection_closed);
+                }
+                const std::error_code of_wait = co_await error_of(writer.wait_closed());
+                CHECK(of_wait == us::errc::connection_closed);
+                CHECK_THROWS_AS(writer.close(), std::system_error);
+                raw_link link = co_await link_with_raw_peer();
+                reader = std::move(link.reader);
+                writer = std::move(link.writer);
+                link.peer.send_all("line\n");
+                const std::string line = co_await reader.readline();
+                CHECK(line == "line\n");
+                const auto kept = std::pair(std::move(reader), std::move(writer));
+            }
+        });
+}
+
 TEST_CASE("close: write, writelines, write_eof and every read after it are errc::connection_closed")
 {
     const bool tls = GENERATE(false, true);

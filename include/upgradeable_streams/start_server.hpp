@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_START_SERVER_HPP
 
 #include <upgradeable_streams/callable_view.hpp>
+#include <upgradeable_streams/detail/handle.hpp>
 #include <upgradeable_streams/detail/inner_stream.hpp>
 #include <upgradeable_streams/detail/listener.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
@@ -101,6 +102,9 @@ static_assert(std::is_trivially_destructible_v<server_options>);
 class [[nodiscard]] server
 {
 public:
+    /// None, as one that was moved from: to be assigned to. Any other use is errc::connection_closed.
+    server() = default;
+
     /// Begins to listen and accept; does nothing when that was done.
     ///
     /// Errors: std::system_error; errc::connection_closed for a server that was closed.
@@ -164,10 +168,10 @@ private:
     static asio::awaitable<server> start(detail::listener_settings settings, std::vector<std::string> hosts,
                                          std::string service, ip_family family, bool serving);
     static asio::awaitable<server> start_unix(detail::listener_settings settings, std::string path, bool serving);
-    static asio::awaitable<void> serve_forever(std::shared_ptr<handle> h);
-    static asio::awaitable<void> wait_closed(std::shared_ptr<handle> h);
+    static asio::awaitable<void> serve_forever(detail::checked_ptr<handle> h);
+    static asio::awaitable<void> wait_closed(detail::checked_ptr<handle> h);
 
-    std::shared_ptr<handle> handle_;
+    detail::checked_ptr<handle> handle_;
 };
 
 /// Listens on a host, several, or for `{}` on all interfaces (asyncio.start_server); port 0 picks one port for all.
@@ -259,7 +263,7 @@ inline asio::awaitable<server> server::start_unix(detail::listener_settings sett
     co_return made;
 }
 
-inline asio::awaitable<void> server::serve_forever(std::shared_ptr<handle> h)
+inline asio::awaitable<void> server::serve_forever(detail::checked_ptr<handle> h)
 {
     h->listener->start_serving();
     try
@@ -273,7 +277,7 @@ inline asio::awaitable<void> server::serve_forever(std::shared_ptr<handle> h)
     }
 }
 
-inline asio::awaitable<void> server::wait_closed(std::shared_ptr<handle> h)
+inline asio::awaitable<void> server::wait_closed(detail::checked_ptr<handle> h)
 {
     co_await h->listener->wait(true);
 }

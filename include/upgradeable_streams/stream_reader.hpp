@@ -52,6 +52,9 @@ std::pair<stream_reader, stream_writer> make_handles(std::shared_ptr<connection>
 class stream_reader
 {
 public:
+    /// Of no connection, as one that was moved from: to be assigned to. Any other use is errc::connection_closed.
+    stream_reader() = default;
+
     /// For `read`: everything up to the end of the stream.
     static constexpr std::size_t until_eof = std::numeric_limits<std::size_t>::max();
 
@@ -104,7 +107,7 @@ public:
 
 private:
     friend std::pair<stream_reader, stream_writer> detail::make_handles(std::shared_ptr<detail::connection>, unsigned);
-    using shared_handle = std::shared_ptr<detail::handle>;
+    using shared_handle = detail::checked_ptr<detail::handle>;
 
     enum class kind
     {

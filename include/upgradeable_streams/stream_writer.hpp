@@ -59,7 +59,7 @@ inline constexpr tls_place within_tls = tls_place::within_tls;
 namespace detail
 {
 template <typename Stream>
-asio::awaitable<std::pair<stream_reader, stream_writer>> start_inner_tls(std::shared_ptr<handle> outside,
+asio::awaitable<std::pair<stream_reader, stream_writer>> start_inner_tls(checked_ptr<handle> outside,
                                                                          std::unique_ptr<upgrade_request> request);
 class inner_stream;
 }
@@ -74,6 +74,9 @@ class inner_stream;
 class stream_writer
 {
 public:
+    /// As a stream_reader's.
+    stream_writer() = default;
+
     /// Queues bytes, which are sent in order without any further call; does not suspend.
     ///
     /// What is queued before control goes back to the event loop leaves in one send.
@@ -270,7 +273,7 @@ public:
 
 private:
     friend std::pair<stream_reader, stream_writer> detail::make_handles(std::shared_ptr<detail::connection>, unsigned);
-    using shared_handle = std::shared_ptr<detail::handle>;
+    using shared_handle = detail::checked_ptr<detail::handle>;
 
     explicit stream_writer(shared_handle handle) : handle_(std::move(handle)) {}
 

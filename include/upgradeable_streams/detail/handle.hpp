@@ -9,10 +9,33 @@
 #include <asio/post.hpp>
 
 #include <memory>
+#include <system_error>
 #include <utility>
 
 namespace upgradeable_streams::detail
 {
+
+/// What an object holds that can be empty: as a shared_ptr, but where that would be undefined for want of anything
+/// pointed to, errc::connection_closed is thrown.
+template <typename T>
+class checked_ptr
+{
+public:
+    checked_ptr() = default;
+    checked_ptr(std::shared_ptr<T> pointer) noexcept : pointer_(std::move(pointer)) {}
+
+    T& operator*() const
+    {
+        if (!pointer_)
+            throw std::system_error(errc::connection_closed, "empty, or moved from");
+        return *pointer_;
+    }
+
+    T* operator->() const { return &**this; }
+
+private:
+    std::shared_ptr<T> pointer_;
+};
 
 /// When the last handle goes, the connection is closed.
 class handle

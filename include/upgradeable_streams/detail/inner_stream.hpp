@@ -167,7 +167,7 @@ private:
 
 /// Begins a TLS session inside another.
 template <typename Stream>
-asio::awaitable<std::pair<stream_reader, stream_writer>> start_inner_tls(std::shared_ptr<handle> outside,
+asio::awaitable<std::pair<stream_reader, stream_writer>> start_inner_tls(checked_ptr<handle> outside,
                                                                          std::unique_ptr<upgrade_request> request)
 {
     outside->check_epoch();
