@@ -36,9 +36,13 @@ TEST_CASE("string_list: none, one and several strings can be given")
     CHECK(copy({"a", text, std::string_view("c")}) == strings{"a", "text", "c"});
 }
 
-TEST_CASE("string_list: a span of string_views can be given")
+TEST_CASE("string_list: a span of string_views can be given, or what is one")
 {
-    const std::array<std::string_view, 3> views{"a", "b", "c"};
+    std::array<std::string_view, 3> views{"a", "b", "c"};
+    CHECK(copy(views) == strings{"a", "b", "c"});
+    CHECK(copy(std::span(views)) == strings{"a", "b", "c"});
+    CHECK(copy(std::vector<std::string_view>{"a", "b"}) == strings{"a", "b"});
+    CHECK(copy(std::vector<std::string_view>()).empty());
     CHECK(copy(std::span<const std::string_view>(views)) == strings{"a", "b", "c"});
     CHECK(copy(std::span<const std::string_view>(views).subspan(1)) == strings{"b", "c"});
 }

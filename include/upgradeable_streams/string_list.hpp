@@ -6,6 +6,7 @@
 #include <array>
 #include <concepts>
 #include <cstddef>
+#include <iterator>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -13,7 +14,8 @@
 namespace upgradeable_streams
 {
 
-/// None, one or several strings: `{}`, `"a"`, `{"a", "b"}` up to 16, or a `std::span` of `std::string_view`.
+/// None, one or several strings: `{}`, `"a"`, `{"a", "b"}` up to 16, or a span, vector or array of
+/// `std::string_view`.
 ///
 /// Lifetime: a view. The call that takes it copies what it needs.
 class string_list
@@ -30,8 +32,9 @@ public:
     {
     }
 
-    constexpr string_list(std::span<const std::string_view> several)
-        : several_(several.data()), size_(several.size())
+    template <std::convertible_to<std::span<const std::string_view>> Several>
+    constexpr string_list(const Several& several)
+        : several_(std::span<const std::string_view>(several).data()), size_(std::size(several))
     {
     }
 
