@@ -112,7 +112,7 @@ public:
     /// True from the moment at which the upgrade is complete, until TLS is stopped.
     bool is_tls() const { return std::holds_alternative<typename state::encrypted>(state_->stage); }
 
-    /// Null while the stream is plain.
+    /// Null while the stream is plain; an upgrade that failed leaves its own.
     SSL* native_handle() const { return state_->ssl(); }
 
     /// What the handshake negotiated; empty until the upgrade is complete.
@@ -163,8 +163,9 @@ public:
     ///
     /// Errors: std::invalid_argument at the call for options that make no sense, among them a client that verifies and
     /// has no server_hostname; errc::not_upgradeable, already_tls, upgrade_in_progress, plaintext_injection,
-    /// handshake_timeout, alpn_not_agreed; asio::error::no_memory; OpenSSL's own. In TLS 1.3 a server's refusal of the
-    /// client's certificate reaches the client at its first read (RFC 8446 section 4.4.2.4).
+    /// handshake_timeout, alpn_not_agreed; asio::error::no_memory; OpenSSL's own. Why a certificate was not accepted is
+    /// told by SSL_get_verify_result(native_handle()). In TLS 1.3 a server's refusal of the client's certificate
+    /// reaches the client at its first read (RFC 8446 section 4.4.2.4).
     template <typename Token = asio::default_completion_token_t<executor_type>>
     auto async_start_tls(const tls_options& options = {}, Token&& token = {})
     {
