@@ -99,6 +99,8 @@ static_assert(std::is_trivially_destructible_v<server_options>);
 /// goes, listening ends as if by close.
 ///
 /// Concurrency: every member may be called from any thread, the handlers' included.
+///
+/// Lifetime: not beyond the io_context's, as of Asio's own objects.
 class [[nodiscard]] server
 {
 public:
