@@ -61,8 +61,8 @@ struct server_context_options
 {
     key_pair_options identity = {}; ///< Required.
 
-    /// PEM file; when given, clients are asked for a certificate of these. Nobody is when it is empty, which is an error
-    /// where `require_client_certificate` is set to true.
+    /// PEM file; when given, clients are asked for a certificate of these. Nobody is when it is empty, which is an
+    /// error where `require_client_certificate` is set to true.
     std::string_view client_ca_file = {};
 
     /// With client_ca_file: refuse clients without a certificate; true unless given.
