@@ -23,7 +23,7 @@ enum class errc
     connection_upgraded,   ///< An operation through a handle from before start_tls or stop_tls.
     plaintext_injection,   ///< The peer sent plain text where TLS had to begin.
     operation_in_progress, ///< A second operation of a kind of which only one may be pending.
-    connection_closed,     ///< An operation after close, or after the connection was lost.
+    connection_closed,     ///< An operation after close, after a loss, or with what is empty.
     stream_unusable,       ///< A write or a handshake was cancelled half-way; the stream can only be closed.
     handshake_timeout,     ///< The TLS handshake took longer than its deadline.
     shutdown_timeout,      ///< Sending what was queued, or closing TLS, took longer than its deadline.

@@ -15,8 +15,8 @@
 namespace upgradeable_streams::detail
 {
 
-/// What an object holds that can be empty: as a shared_ptr, but where that would be undefined for want of anything
-/// pointed to, errc::connection_closed is thrown.
+/// What an object holds that can be empty: a shared_ptr that throws errc::connection_closed when it is null and
+/// dereferenced.
 template <typename T>
 class checked_ptr
 {
