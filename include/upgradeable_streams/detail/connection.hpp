@@ -205,9 +205,7 @@ inline void connection::write_eof()
 
 inline asio::awaitable<void> connection::finish_writing()
 {
-    send();
-    while (queued() > 0 && !is_closing())
-        co_await wait_change();
+    co_await flush();
     if (is_closing())
         co_return;
     asio::error_code error;

@@ -3,7 +3,6 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_SHUTDOWN_OPERATION_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_SHUTDOWN_OPERATION_HPP
 
-#include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/stream_state.hpp>
 #include <upgradeable_streams/detail/tls_core.hpp>
 #include <upgradeable_streams/detail/tls_limits.hpp>
@@ -172,7 +171,7 @@ struct shutdown_operation
             step = settling;
             return (*this)(self);
         }
-        conclude(cancelled);
+        result = deadline->conclude(result, cancelled, errc::shutdown_timeout);
         if (cancelled)
             state->failure = errc::stream_unusable;
         if (suspended)
@@ -188,16 +187,6 @@ struct shutdown_operation
                BIO_ctrl_pending(SSL_get_rbio(state->ssl())) > 0;
     }
 
-    void conclude(bool cancelled)
-    {
-        result = as_aborted(result);
-        if (deadline->expired)
-            result = errc::shutdown_timeout;
-        else if (cancelled)
-            result = asio::error::operation_aborted;
-        deadline->cancel();
-    }
-
     void leave(bool cancelled)
     {
         if (!result && !(SSL_get_shutdown(state->ssl()) & SSL_RECEIVED_SHUTDOWN))
@@ -206,7 +195,7 @@ struct shutdown_operation
             result = std::make_error_code(std::errc::protocol_error);
         if (!result && !state->socket().lowest_layer().is_open())
             result = asio::error::operation_aborted;
-        conclude(cancelled);
+        result = deadline->conclude(result, cancelled, errc::shutdown_timeout);
         if (!result)
             result = error_of([&] { state->complete_stop(std::move(unread)); });
         if (result)

@@ -72,10 +72,14 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
         bool over = false;
         bool expired = false;
 
-        void cancel()
+        /// What is to be told of an operation that has ended with `result`.
+        asio::error_code conclude(const asio::error_code& result, bool cancelled, errc late)
         {
             over = true;
             timer.cancel();
+            if (expired)
+                return late;
+            return cancelled ? asio::error_code(asio::error::operation_aborted) : as_aborted(result);
         }
     };
 

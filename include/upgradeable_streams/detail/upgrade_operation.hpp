@@ -6,7 +6,6 @@
 #include <upgradeable_streams/detail/alpn.hpp>
 #include <upgradeable_streams/detail/record_framing.hpp>
 #include <upgradeable_streams/detail/resumption.hpp>
-#include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/stream_state.hpp>
 #include <upgradeable_streams/detail/tls_core.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
@@ -75,12 +74,7 @@ struct upgrade_operation
                 return link.async_wait_change(std::move(self));
             if (!result)
                 result = link.error();
-            result = as_aborted(result);
-            if (deadline->expired)
-                result = errc::handshake_timeout;
-            else if (cancelled)
-                result = asio::error::operation_aborted;
-            deadline->cancel();
+            result = deadline->conclude(result, cancelled, errc::handshake_timeout);
             if (result)
                 state->fail(cancelled ? make_error_code(errc::stream_unusable) : result);
             else
