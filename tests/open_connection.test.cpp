@@ -11,13 +11,18 @@
 #include "support/thread.hpp"
 #include "support/tls_records.hpp"
 
+#include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>
+#include <asio/co_spawn.hpp>
 #include <asio/error.hpp>
 #include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/local/stream_protocol.hpp>
+#include <asio/strand.hpp>
 #include <asio/this_coro.hpp>
+#include <asio/thread_pool.hpp>
 #include <asio/use_awaitable.hpp>
+#include <asio/use_future.hpp>
 
 #include <atomic>
 #include <cerrno>
@@ -998,6 +1003,40 @@ TEST_CASE("open_connection: a socket that is not open, or options of connecting 
     refused([](auto& o) { o.upgradeable = true; });
     refused([](auto& o) { o.limit = 0; });
     refused([](auto& o) { o.ssl = &test::client_context(); }); // which verifies, and has no name
+}
+
+TEST_CASE("open_connection: a thread_pool is refused, and a strand of it is not")
+{
+    const bool is_strand = GENERATE(false, true);
+    const std::string how = GENERATE("tcp", "unix", "adopted");
+    CAPTURE(is_strand, how);
+    test::temporary_directory directory;
+    const std::string path = directory.file("socket");
+    asio::io_context io;
+    tcp::acceptor listening(io, {asio::ip::address_v4::loopback(), 0});
+    asio::local::stream_protocol::acceptor listening_at_path(io, path);
+    asio::thread_pool pool(2);
+    const asio::any_io_executor executor =
+        is_strand ? asio::any_io_executor(asio::make_strand(pool)) : asio::any_io_executor(pool.get_executor());
+    const auto open = [&]() -> awaitable<void>
+    {
+        if (how == "tcp")
+            co_await us::open_connection("127.0.0.1", listening.local_endpoint().port());
+        else if (how == "unix")
+            co_await us::open_unix_connection(path);
+        else
+        {
+            tcp::socket socket(executor);
+            co_await socket.async_connect(listening.local_endpoint(), asio::use_awaitable);
+            co_await us::open_connection(std::move(socket));
+        }
+    };
+    auto opened = asio::co_spawn(executor, open, asio::use_future);
+    if (is_strand)
+        CHECK_NOTHROW(opened.get());
+    else
+        CHECK_THROWS_WITH(opened.get(), test::contains("make_strand"));
+    pool.join();
 }
 
 TEST_CASE("open_unix_connection: connects, in plain text and TLS")

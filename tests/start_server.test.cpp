@@ -20,6 +20,7 @@
 #include <asio/local/stream_protocol.hpp>
 #include <asio/ssl/context.hpp>
 #include <asio/ssl/error.hpp>
+#include <asio/this_coro.hpp>
 #include <netinet/tcp.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -33,6 +34,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <future>
 #include <iostream>
@@ -2180,6 +2182,90 @@ TEST_CASE("start_unix_server: the last handle that goes removes the file, also o
             CHECK(is_socket_file(path));
         });
     CHECK_FALSE(exists(path));
+}
+
+TEST_CASE("start_server: takes over an acceptor, bound or listening already, and closes it")
+{
+    const bool listens = GENERATE(false, true);
+    const bool inherited = GENERATE(false, true);
+    CAPTURE(listens, inherited);
+    test::run(
+        [=]() -> asio::awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            tcp::acceptor acceptor(executor, tcp::v4());
+            acceptor.bind(test::loopback());
+            const auto port = acceptor.local_endpoint().port();
+            if (listens)
+                acceptor.listen();
+            if (inherited)
+                acceptor = tcp::acceptor(executor, tcp::v4(), acceptor.release());
+            us::server server = co_await us::start_server(
+                test::echo, std::move(acceptor), {.ssl = &test::server_context(), .upgradeable = true, .backlog = 7});
+            const auto sockets = server.sockets();
+            REQUIRE(sockets.size() == 1);
+            CHECK(sockets[0].host == "127.0.0.1");
+            CHECK(sockets[0].port == port);
+            CHECK(server.is_serving());
+            const std::string answer = co_await test::ask(server, "hello\n");
+            CHECK(answer == "hello\n");
+            server.close();
+            co_await server.wait_closed();
+            co_await until_refused(port);
+        });
+}
+
+TEST_CASE("start_server: over an acceptor it begins to serve when it is told to")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            tcp::acceptor acceptor(executor, tcp::v4());
+            acceptor.bind(test::loopback());
+            us::server server = co_await us::start_server(test::echo, std::move(acceptor), {.start_serving = false});
+            CHECK_FALSE(server.is_serving());
+            co_await until_refused(server.sockets()[0].port);
+            server.start_serving();
+            const std::string answer = co_await test::ask(server, "hello\n");
+            CHECK(answer == "hello\n");
+        });
+}
+
+TEST_CASE("start_server: takes over an acceptor on a path, whose file stays")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            test::temporary_directory directory;
+            const std::string path = directory.file("socket");
+            const auto executor = co_await asio::this_coro::executor;
+            asio::local::stream_protocol::acceptor acceptor(executor, path);
+            us::server server = co_await us::start_server(tell_address, std::move(acceptor));
+            CHECK(server.sockets()[0].is_unix);
+            const std::string answer = co_await ask_unix(path, "?\n");
+            CHECK(answer == path + "\n");
+            server.close();
+            co_await server.wait_closed();
+            CHECK(std::filesystem::exists(path));
+        });
+}
+
+TEST_CASE("start_server: an acceptor that is not open, and options of binding with one, are std::invalid_argument")
+{
+    asio::io_context io;
+    CHECK_THROWS_AS(us::start_server(never_called, tcp::acceptor(io)), std::invalid_argument);
+    const auto refused = [&](const us::server_options& options)
+    {
+        CHECK_THROWS_AS(us::start_server(never_called, tcp::acceptor(io, test::loopback()), options),
+                        std::invalid_argument);
+    };
+    refused({.family = us::ip_family::v4});
+    refused({.reuse_address = false});
+    refused({.reuse_port = true});
+    refused({.backlog = 0});
+    refused({.upgradeable = true});
+    CHECK_THROWS_AS(us::start_server({}, tcp::acceptor(io, test::loopback())), std::invalid_argument);
 }
 
 TEST_CASE("start_unix_server: upgrades, and is TLS at once where asked to")

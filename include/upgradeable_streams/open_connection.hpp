@@ -15,6 +15,7 @@
 #include <upgradeable_streams/stream_writer.hpp>
 #include <upgradeable_streams/tls.hpp>
 
+#include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>
 #include <asio/generic/stream_protocol.hpp>
 #include <asio/ip/tcp.hpp>
@@ -22,6 +23,7 @@
 #include <asio/redirect_error.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>
+#include <asio/thread_pool.hpp>
 #include <asio/use_awaitable.hpp>
 
 #include <algorithm>
@@ -33,6 +35,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <typeinfo>
 #include <utility>
 
 namespace upgradeable_streams
@@ -97,8 +100,8 @@ static_assert(std::is_trivially_destructible_v<connection_options>);
 ///
 /// Cancellation: throws asio::error::operation_aborted and leaves nothing open.
 ///
-/// Concurrency: the connection belongs to the executor of the coroutine that awaits; with an io_context that runs on
-/// several threads that must be a strand.
+/// Concurrency: the connection belongs to the executor of the coroutine that awaits. Where several threads run that, it
+/// must be a strand; a thread_pool itself is refused with std::invalid_argument.
 asio::awaitable<std::pair<stream_reader, stream_writer>>
 open_connection(std::string_view host, port_number port, const connection_options& options = {});
 
@@ -134,6 +137,15 @@ inline void refuse_tcp_options(const connection_options& options)
         throw std::invalid_argument("local_addr, family and interleave are for connecting to a host over TCP");
 }
 
+/// On a thread_pool the parts of one connection would run at the same time. Of an io_context nobody can tell how many
+/// threads run it.
+inline void refuse_thread_pool(const asio::any_io_executor& executor)
+{
+    if (executor.target_type() == typeid(asio::thread_pool::executor_type))
+        throw std::invalid_argument("a connection on a thread_pool needs a strand; co_spawn the coroutine, or make the "
+                                    "socket, with asio::make_strand(pool)");
+}
+
 /// Makes a pair of a socket, after the handshake when TLS is to begin at once.
 template <typename Socket>
 asio::awaitable<std::pair<stream_reader, stream_writer>> pair_up(Socket socket, connection_settings settings, bool tls)
@@ -147,6 +159,7 @@ asio::awaitable<std::pair<stream_reader, stream_writer>> pair_up(Socket socket, 
 inline asio::awaitable<std::pair<stream_reader, stream_writer>>
 open_tcp_connection(std::shared_ptr<tcp_connector> connector, connection_settings settings, bool tls)
 {
+    refuse_thread_pool(co_await asio::this_coro::executor);
     asio::ip::tcp::socket socket = co_await connector->connect();
     connector.reset();
     auto pair = co_await pair_up(asio::generic::stream_protocol::socket(std::move(socket)), std::move(settings), tls);
@@ -158,7 +171,9 @@ open_unix_connection(std::string path, std::chrono::steady_clock::duration timeo
                      bool tls)
 {
     asio::error_code error;
-    asio::local::stream_protocol::socket socket(co_await asio::this_coro::executor);
+    const auto executor = co_await asio::this_coro::executor;
+    refuse_thread_pool(executor);
+    asio::local::stream_protocol::socket socket(executor);
     asio::steady_timer retry(socket.get_executor());
     const auto deadline = std::chrono::steady_clock::now() +
                           std::min<std::chrono::steady_clock::duration>(timeout, std::chrono::hours(24));
@@ -207,6 +222,7 @@ asio::awaitable<std::pair<stream_reader, stream_writer>> open_connection(Socket 
 {
     using any_socket = asio::generic::stream_protocol::socket;
     detail::refuse_tcp_options(options);
+    detail::refuse_thread_pool(socket.get_executor());
     asio::error_code not_connected;
     socket.lowest_layer().remote_endpoint(not_connected);
     if (not_connected)

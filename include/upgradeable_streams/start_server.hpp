@@ -17,6 +17,7 @@
 #include <upgradeable_streams/tls.hpp>
 
 #include <asio/awaitable.hpp>
+#include <asio/basic_socket_acceptor.hpp>
 
 #include <chrono>
 #include <concepts>
@@ -95,6 +96,19 @@ struct server_options
 
 static_assert(std::is_trivially_destructible_v<server_options>);
 
+class server;
+
+namespace detail
+{
+
+listener_settings make_server_settings(connection_handler handler, const server_options& options);
+
+/// `bind(bound_sockets&)` is a coroutine.
+template <typename Bind>
+asio::awaitable<server> start_server(listener_settings settings, Bind bind, bool serving);
+
+} // namespace detail
+
 /// Listens, and runs a handler for each connection (asyncio.Server). Copies are the same server; when the last one
 /// goes, listening ends as if by close.
 ///
@@ -139,8 +153,8 @@ public:
     void set_ssl_context(asio::ssl::context& ssl) { handle_->listener->set_ssl_context(ssl); }
 
 private:
-    friend asio::awaitable<server> start_server(connection_handler, string_list, port_number, const server_options&);
-    friend asio::awaitable<server> start_unix_server(connection_handler, std::string_view, const server_options&);
+    template <typename Bind>
+    friend asio::awaitable<server> detail::start_server(detail::listener_settings, Bind, bool);
 
     struct handle
     {
@@ -166,10 +180,6 @@ private:
     {
     }
 
-    static detail::listener_settings make_settings(connection_handler handler, const server_options& options);
-    static asio::awaitable<server> start(detail::listener_settings settings, std::vector<std::string> hosts,
-                                         std::string service, ip_family family, bool serving);
-    static asio::awaitable<server> start_unix(detail::listener_settings settings, std::string path, bool serving);
     static asio::awaitable<void> serve_forever(detail::checked_ptr<handle> h);
     static asio::awaitable<void> wait_closed(detail::checked_ptr<handle> h);
 
@@ -194,8 +204,9 @@ inline asio::awaitable<server> start_server(connection_handler handler, string_l
         owned.emplace_back(hosts[i]);
     if (owned.empty())
         owned.emplace_back();
-    return server::start(server::make_settings(handler, options), std::move(owned), port.to_string(),
-                         options.family, options.start_serving);
+    const auto bind = [hosts = std::move(owned), service = port.to_string(), family = options.family](
+                          detail::bound_sockets& bound) { return bound.bind(hosts, service, family); };
+    return detail::start_server(detail::make_server_settings(handler, options), bind, options.start_serving);
 }
 
 /// Listens on a Unix domain socket (asyncio.start_unix_server).
@@ -210,10 +221,38 @@ inline asio::awaitable<server> start_unix_server(connection_handler handler, std
         throw std::invalid_argument("family, reuse_port and keep_alive are for TCP");
     if (path.empty())
         throw std::invalid_argument("the path of a Unix domain socket must not be empty");
-    return server::start_unix(server::make_settings(handler, options), std::string(path), options.start_serving);
+    const auto bind = [path = std::string(path)](detail::bound_sockets& bound) -> asio::awaitable<void>
+    {
+        bound.bind_unix(path);
+        co_return;
+    };
+    return detail::start_server(detail::make_server_settings(handler, options), bind, options.start_serving);
 }
 
-inline detail::listener_settings server::make_settings(connection_handler handler, const server_options& options)
+/// Listens on a socket that is bound already, and may listen (asyncio's `sock`), as one that a service manager opened.
+///
+/// Effects: the server takes it over and closes it. `backlog` holds for it; the file of a Unix domain socket stays.
+///
+/// Errors: as start_server; std::invalid_argument for an acceptor that is not open, and for options of binding.
+template <typename Protocol, typename Executor>
+asio::awaitable<server> start_server(connection_handler handler,
+                                     asio::basic_socket_acceptor<Protocol, Executor> acceptor,
+                                     const server_options& options = {})
+{
+    if (options.family != ip_family::any || !options.reuse_address || options.reuse_port)
+        throw std::invalid_argument("family, reuse_address and reuse_port are for binding, which the acceptor is");
+    if (!acceptor.is_open())
+        throw std::invalid_argument("start_server takes over an acceptor that is bound; this one is not open");
+    auto bind = [a = detail::any_acceptor(std::move(acceptor))](
+                    detail::bound_sockets& bound) mutable -> asio::awaitable<void>
+    {
+        bound.adopt(std::move(a));
+        co_return;
+    };
+    return detail::start_server(detail::make_server_settings(handler, options), std::move(bind), options.start_serving);
+}
+
+inline detail::listener_settings detail::make_server_settings(connection_handler handler, const server_options& options)
 {
     auto copied_handler = handler.copy();
     if (!copied_handler)
@@ -227,10 +266,10 @@ inline detail::listener_settings server::make_settings(connection_handler handle
     if (options.detect_timeout && !options.detect_tls)
         throw std::invalid_argument("detect_timeout needs detect_tls");
     if (options.detect_timeout)
-        detail::require_positive(*options.detect_timeout, "detect_timeout");
-    auto connection = detail::make_settings(options, tls_role::server, {});
+        require_positive(*options.detect_timeout, "detect_timeout");
+    auto connection = make_settings(options, tls_role::server, {});
     const auto detect_timeout = options.detect_timeout.value_or(connection.tls.handshake_timeout);
-    connection.handshakes = std::make_shared<detail::handshake_limit>(options.max_handshakes);
+    connection.handshakes = std::make_shared<handshake_limit>(options.max_handshakes);
     return {.handler = std::move(copied_handler),
             .error_handler = options.error_handler.copy(),
             .connection = std::move(connection),
@@ -244,22 +283,12 @@ inline detail::listener_settings server::make_settings(connection_handler handle
             .max_connections = options.max_connections};
 }
 
-inline asio::awaitable<server> server::start(detail::listener_settings settings, std::vector<std::string> hosts,
-                                             std::string service, ip_family family, bool serving)
+template <typename Bind>
+asio::awaitable<server> detail::start_server(listener_settings settings, Bind bind, bool serving)
 {
     const auto executor = co_await asio::this_coro::executor;
-    server made(std::make_shared<detail::listener>(executor, std::move(settings)));
-    co_await made.handle_->listener->bound().bind(std::move(hosts), std::move(service), family);
-    if (serving)
-        made.start_serving();
-    co_return made;
-}
-
-inline asio::awaitable<server> server::start_unix(detail::listener_settings settings, std::string path, bool serving)
-{
-    const auto executor = co_await asio::this_coro::executor;
-    server made(std::make_shared<detail::listener>(executor, std::move(settings)));
-    made.handle_->listener->bound().bind_unix(path);
+    server made(std::make_shared<listener>(executor, std::move(settings)));
+    co_await bind(made.handle_->listener->bound());
     if (serving)
         made.start_serving();
     co_return made;

@@ -68,6 +68,9 @@ public:
     asio::awaitable<void> bind(std::vector<std::string> hosts, std::string service, ip_family family);
     void bind_unix(const std::string& path);
 
+    /// A socket that its owner has bound; a file of its stays.
+    void adopt(any_acceptor acceptor);
+
     void listen();
 
     /// Ends what waits on a socket.
@@ -115,11 +118,14 @@ inline asio::error_code bound_sockets::bind(const asio::generic::stream_protocol
         error.assign(errno, asio::error::get_system_category());
     if (error || acceptor.bind(endpoint, error))
         return error;
-    const auto local = acceptor.local_endpoint(error);
-    if (error)
-        return error;
-    sockets_.push_back({std::move(acceptor), socket_address(local), asio::steady_timer(executor_)});
+    adopt(std::move(acceptor));
     return {};
+}
+
+inline void bound_sockets::adopt(any_acceptor acceptor)
+{
+    socket_address address(acceptor.local_endpoint());
+    sockets_.push_back({std::move(acceptor), std::move(address), asio::steady_timer(executor_)});
 }
 
 /// With port 0 the first address picks the port of all. `failed` is the endpoint that an error is about.
