@@ -167,6 +167,21 @@ void offer_alpn(test::tls_settings& client, std::string_view wire)
     { SSL_CTX_set_alpn_protos(context, reinterpret_cast<const unsigned char*>(wire.data()), unsigned(wire.size())); };
 }
 
+/// Whether `create` fails with an error of OpenSSL's that names `what`.
+void refused_by_openssl(const std::function<void()>& create, const std::string& what)
+{
+    CHECK_THROWS_MATCHES(create(), std::system_error, test::message_contains(what));
+    try
+    {
+        create();
+    }
+    catch (const std::system_error& error)
+    {
+        CHECK(error.code().category() == asio::error::get_ssl_category());
+        CHECK(error.code().value() != 0);
+    }
+}
+
 } // namespace
 
 // Protocol settings
@@ -1111,7 +1126,7 @@ TEST_CASE("create_server_context: the whole chain is sent, intermediate certific
     CHECK(meet(context, tls_role::server, test::localhost_client()).peer_error == "");
 }
 
-// Key and certificate files
+// Keys and certificates
 
 TEST_CASE("create_server_context: a private key that the group or others can read is refused, unless it is allowed")
 {
@@ -1191,19 +1206,7 @@ TEST_CASE("contexts: a file that holds no certificate or key is named, with the 
     const std::string bad =
         directory.write("bad.pem", GENERATE(""s, "no PEM at all\n"s,
                                             "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"s));
-    const auto names_it = [&](const std::function<void()>& create)
-    {
-        CHECK_THROWS_MATCHES(create(), std::system_error, test::message_contains(bad));
-        try
-        {
-            create();
-        }
-        catch (const std::system_error& error)
-        {
-            CHECK(error.code().category() == asio::error::get_ssl_category());
-            CHECK(error.code().value() != 0);
-        }
-    };
+    const auto names_it = [&](const std::function<void()>& create) { refused_by_openssl(create, bad); };
     auto bad_certificate = localhost();
     bad_certificate.identity.certificate_chain_file = bad;
     names_it([&] { us::create_server_context(bad_certificate); });
@@ -1226,6 +1229,86 @@ TEST_CASE("contexts: a key that does not fit its certificate is named, and so is
                          test::message_contains(test::localhost_certificate().certificate_file));
     CHECK_THROWS_MATCHES(us::create_server_context(options), std::system_error, test::message_contains("mismatch"));
     CHECK_THROWS_AS(us::create_client_context({.identity = options.identity}), std::system_error);
+}
+
+TEST_CASE("contexts: certificates, keys and authorities may be given as text in place of files")
+{
+    const std::string trusted = slurp(ca_file());
+    const auto issued =
+        test::authority().issue({.common_name = "test", .dns_names = {"localhost"}, .by_intermediate = true});
+    const std::string chain = slurp(issued.certificate_file);
+    const std::string key = slurp(issued.key_file);
+    auto server = us::create_server_context(
+        {.identity = {.certificate_chain_data = chain, .private_key_data = key}, .client_ca_data = trusted});
+    auto settings = test::localhost_client();
+    settings.certificate_file = test::client_certificate().certificate_file;
+    settings.key_file = test::client_certificate().key_file;
+    const auto met = meet(server, tls_role::server, settings);
+    CHECK(met.peer_error == "");
+    REQUIRE(met.session);
+    CHECK(met.session->peer_certificate->subject() == "CN=test client");
+    CHECK(met.session->peer_verified);
+
+    const std::string own_chain = slurp(test::client_certificate().certificate_file);
+    const std::string own_key = slurp(test::client_certificate().key_file);
+    auto client = us::create_client_context(
+        {.ca_data = trusted, .identity = {.certificate_chain_data = own_chain, .private_key_data = own_key}});
+    auto asks = test::localhost_server();
+    asks.ca_file = ca_file();
+    const auto shown = meet(client, tls_role::client, asks);
+    REQUIRE(shown.peer_session);
+    CHECK(shown.peer_session->peer_certificate->subject() == "CN=test client");
+    const std::string unrelated = slurp(test::unrelated_authority().ca_file());
+    auto other = us::create_client_context({.ca_data = unrelated});
+    CHECK_THAT(meet(other, tls_role::client, test::localhost_server()).peer_error, test::contains("unknown ca"));
+}
+
+TEST_CASE("contexts: an encrypted private key may be given as text")
+{
+    const test::temporary_directory directory;
+    const std::string key = slurp(encrypted_key(directory, test::localhost_certificate().key_file, "secret"));
+    auto options = localhost();
+    options.identity.private_key_file = {};
+    options.identity.private_key_data = key;
+    CHECK_THROWS_WITH(us::create_server_context(options), test::contains("private key data is encrypted"));
+    options.identity.private_key_password = "wrong";
+    CHECK_THROWS_WITH(us::create_server_context(options), test::contains("does not open it"));
+    options.identity.private_key_password = "secret";
+    CHECK_NOTHROW(us::create_server_context(options));
+}
+
+TEST_CASE("contexts: a text that holds no certificate or key, or a key of another certificate, is named as such")
+{
+    const auto bad = GENERATE("no PEM at all\n"sv,
+                              "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"sv);
+    auto bad_certificate = localhost();
+    bad_certificate.identity.certificate_chain_file = {};
+    bad_certificate.identity.certificate_chain_data = bad;
+    refused_by_openssl([&] { us::create_server_context(bad_certificate); }, "certificate data");
+    auto bad_key = localhost();
+    bad_key.identity.private_key_file = {};
+    bad_key.identity.private_key_data = bad;
+    refused_by_openssl([&] { us::create_server_context(bad_key); }, "private key data");
+    const std::string other_key = slurp(test::client_certificate().key_file);
+    bad_key.identity.private_key_data = other_key;
+    refused_by_openssl([&] { us::create_server_context(bad_key); }, "private key data");
+    auto bad_client_ca = localhost();
+    bad_client_ca.client_ca_data = bad;
+    refused_by_openssl([&] { us::create_server_context(bad_client_ca); }, "client CA data");
+    refused_by_openssl([&] { us::create_client_context({.ca_data = bad}); }, "CA data");
+}
+
+TEST_CASE("contexts: a file and a text for the same, or a text in a file's place, are std::invalid_argument")
+{
+    const std::string key = slurp(test::localhost_certificate().key_file);
+    auto both = localhost();
+    both.identity.private_key_data = key;
+    CHECK_THROWS_AS(us::create_server_context(both), std::invalid_argument);
+    CHECK_THROWS_AS(us::create_client_context({.ca_file = ca_file(), .ca_data = key}), std::invalid_argument);
+    auto misplaced = localhost();
+    misplaced.identity.private_key_file = key;
+    CHECK_THROWS_MATCHES(us::create_server_context(misplaced), std::invalid_argument,
+                         test::message_contains("private key file is PEM text") && !test::message_contains(key));
 }
 
 TEST_CASE("contexts: options that make no sense are std::invalid_argument")

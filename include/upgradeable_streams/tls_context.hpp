@@ -4,31 +4,28 @@
 #define UPGRADEABLE_STREAMS_TLS_CONTEXT_HPP
 
 #include <upgradeable_streams/detail/alpn.hpp>
+#include <upgradeable_streams/detail/credentials.hpp>
 #include <upgradeable_streams/detail/pins.hpp>
 #include <upgradeable_streams/detail/resumption.hpp>
 #include <upgradeable_streams/server_name.hpp>
 #include <upgradeable_streams/string_list.hpp>
 
 #include <asio/ssl/context.hpp>
-#include <asio/ssl/error.hpp>
 #include <openssl/err.h>
 #include <openssl/rand.h>
 #include <openssl/ssl.h>
 
 #include <cstddef>
-#include <filesystem>
 #include <optional>
 #include <span>
 #include <stdexcept>
-#include <string>
 #include <string_view>
-#include <system_error>
 #include <type_traits>
 
 namespace upgradeable_streams
 {
 
-/// Own certificate and private key, in PEM files.
+/// Own certificate and private key, in PEM.
 struct key_pair_options
 {
     std::string_view certificate_chain_file = {}; ///< Own certificate first, then the intermediate ones.
@@ -37,11 +34,16 @@ struct key_pair_options
 
     /// Accept a key file that the group or others can read.
     bool allow_readable_private_key = false;
+
+    // In place of the files, what would be in them:
+    std::string_view certificate_chain_data = {};
+    std::string_view private_key_data = {};
 };
 
 struct client_context_options
 {
     std::string_view ca_file = {}; ///< PEM file of trusted certificates, in place of the system's.
+    std::string_view ca_data = {}; ///< Or what would be in it.
     bool verify_peer = true;       ///< False accepts any server: encryption without authentication.
     key_pair_options identity = {}; ///< The client's own, for servers that ask for one.
     string_list alpn_protocols = {};
@@ -64,8 +66,9 @@ struct server_context_options
     /// PEM file; when given, clients are asked for a certificate of these. Nobody is when it is empty, which is an
     /// error where `require_client_certificate` is set to true.
     std::string_view client_ca_file = {};
+    std::string_view client_ca_data = {}; ///< Or what would be in it.
 
-    /// With client_ca_file: refuse clients without a certificate; true unless given.
+    /// With either: refuse clients without a certificate; true unless given.
     std::optional<bool> require_client_certificate = {};
     string_list alpn_protocols = {}; ///< In order of preference.
 
@@ -88,7 +91,8 @@ static_assert(std::is_trivially_destructible_v<server_context_options>);
 /// TLS 1.2 at least; ECDHE with AEAD ciphers; no finite fields, renegotiation, compression or early data. When ALPN
 /// protocols are offered and the server chooses none, start_tls fails with errc::alpn_not_agreed.
 ///
-/// Errors: std::system_error that names the file and the reason; std::invalid_argument for a wrong option.
+/// Errors: std::system_error that names the file or the option, and the reason; std::invalid_argument for a wrong
+/// option.
 inline asio::ssl::context create_client_context(const client_context_options& options = {});
 
 /// A context for servers.
@@ -97,27 +101,11 @@ inline asio::ssl::context create_client_context(const client_context_options& op
 /// is good while the client's certificate is. A client that offers ALPN protocols of which none is in `alpn_protocols`
 /// is refused (RFC 7301 section 3.2).
 ///
-/// Errors: std::system_error that names the file and the reason, also when the private key does not fit the
-/// certificate or can be read by others; std::invalid_argument for a wrong option.
+/// Errors: as create_client_context, also when the private key does not fit the certificate or can be read by others.
 inline asio::ssl::context create_server_context(const server_context_options& options);
 
 namespace detail
 {
-
-/// Throws the oldest error in OpenSSL's queue, which is the root of the others.
-[[noreturn]] inline void throw_openssl_error(const std::string& what)
-{
-    const unsigned long error = ERR_get_error();
-    ERR_clear_error();
-    if (ERR_SYSTEM_ERROR(error))
-        throw std::system_error(ERR_GET_REASON(error), std::generic_category(), what);
-    throw std::system_error(static_cast<int>(error), asio::error::get_ssl_category(), what);
-}
-
-inline std::string quoted(std::string_view role, std::string_view file)
-{
-    return std::string(role) + " \"" + std::string(file) + "\"";
-}
 
 inline void set_safe_defaults(SSL_CTX* context)
 {
@@ -139,52 +127,20 @@ inline void set_safe_defaults(SSL_CTX* context)
     throw_openssl_error("groups");
 }
 
-inline void load_key_pair(SSL_CTX* context, const key_pair_options& options)
+/// Returns: false when none was given.
+inline bool load_key_pair(asio::ssl::context& context, const key_pair_options& options)
 {
-    const std::string certificate(options.certificate_chain_file);
-    const std::string key(options.private_key_file);
-    if (certificate.empty() || key.empty())
-        throw std::invalid_argument("a certificate needs both certificate_chain_file and private_key_file");
-
-    ERR_clear_error();
-    if (!SSL_CTX_use_certificate_chain_file(context, certificate.c_str()))
-        throw_openssl_error(quoted("certificate file", certificate));
-
-    using std::filesystem::perms;
-    std::error_code error;
-    const auto status = std::filesystem::status(key, error);
-    if (error)
-        throw std::system_error(error, quoted("private key file", key));
-    if (!options.allow_readable_private_key &&
-        (status.permissions() & (perms::group_read | perms::others_read)) != perms::none)
-        throw std::system_error(std::make_error_code(std::errc::operation_not_permitted),
-                                quoted("private key file", key) +
-                                    " can be read by others; chmod 600 it, or set allow_readable_private_key");
-
-    struct question
-    {
-        std::string_view password;
-        bool asked = false;
-    } password = {options.private_key_password};
-    SSL_CTX_set_default_passwd_cb_userdata(context, &password);
-    SSL_CTX_set_default_passwd_cb(context,
-                                  [](char* out, int size, int, void* user) -> int
-                                  {
-                                      auto& [given, asked] = *static_cast<question*>(user);
-                                      asked = true;
-                                      if (given.empty() || given.size() > std::size_t(size))
-                                          return -1;
-                                      return int(given.copy(out, given.size()));
-                                  });
-    const bool loaded = SSL_CTX_use_PrivateKey_file(context, key.c_str(), SSL_FILETYPE_PEM);
-    SSL_CTX_set_default_passwd_cb(context, nullptr);
-    SSL_CTX_set_default_passwd_cb_userdata(context, nullptr);
-    if (!loaded && password.asked)
-        throw_openssl_error(quoted("private key file", key) + (options.private_key_password.empty()
-                                                                   ? " is encrypted; give private_key_password"
-                                                                   : ": private_key_password does not open it"));
-    if (!loaded || !SSL_CTX_check_private_key(context))
-        throw_openssl_error(quoted("private key file", key) + " for " + quoted("certificate", certificate));
+    const pem_source chain("certificate", options.certificate_chain_file, options.certificate_chain_data);
+    const pem_source key("private key", options.private_key_file, options.private_key_data);
+    if (chain.empty() && key.empty())
+        return false;
+    if (chain.empty() || key.empty())
+        throw std::invalid_argument("identity needs both a certificate chain and its private key");
+    load_certificate_chain(context, chain);
+    if (key.is_file() && !options.allow_readable_private_key)
+        refuse_readable(key);
+    load_private_key(context, key, chain, options.private_key_password);
+    return true;
 }
 
 } // namespace detail
@@ -194,22 +150,20 @@ inline asio::ssl::context create_client_context(const client_context_options& op
     asio::ssl::context context(asio::ssl::context::tls_client);
     SSL_CTX* const handle = context.native_handle();
     detail::set_safe_defaults(handle);
-    const key_pair_options& identity = options.identity;
-    if (!identity.certificate_chain_file.empty() || !identity.private_key_file.empty())
-        detail::load_key_pair(handle, identity);
+    detail::load_key_pair(context, options.identity);
 
+    const detail::pem_source authorities("CA", options.ca_file, options.ca_data);
+    if (!options.verify_peer && !authorities.empty())
+        throw std::invalid_argument("ca_file and ca_data make no sense with verify_peer = false");
     if (options.verify_peer)
     {
         ERR_clear_error();
-        const std::string ca_file(options.ca_file);
-        if (!(ca_file.empty() ? SSL_CTX_set_default_verify_paths(handle)
-                              : SSL_CTX_load_verify_locations(handle, ca_file.c_str(), nullptr)))
-            detail::throw_openssl_error(ca_file.empty() ? "the system's trust store"
-                                                        : detail::quoted("CA file", ca_file));
+        if (!authorities.empty())
+            detail::trust(context, authorities);
+        else if (!SSL_CTX_set_default_verify_paths(handle))
+            detail::throw_openssl_error("the system's trust store");
         context.set_verify_mode(asio::ssl::verify_peer);
     }
-    else if (!options.ca_file.empty())
-        throw std::invalid_argument("ca_file makes no sense with verify_peer = false");
     if (!options.public_key_pins.empty())
     {
         detail::pin_public_keys(handle, options.public_key_pins, options.verify_peer);
@@ -226,7 +180,8 @@ inline asio::ssl::context create_server_context(const server_context_options& op
     asio::ssl::context context(asio::ssl::context::tls_server);
     SSL_CTX* const handle = context.native_handle();
     detail::set_safe_defaults(handle);
-    detail::load_key_pair(handle, options.identity);
+    if (!detail::load_key_pair(context, options.identity))
+        throw std::invalid_argument("a server needs identity: its certificate chain and private key");
 
     detail::sha256_hash session_id_context;
     if (RAND_bytes(session_id_context.data(), int(session_id_context.size())) != 1)
@@ -235,21 +190,18 @@ inline asio::ssl::context create_server_context(const server_context_options& op
     SSL_CTX_set_num_tickets(handle, 1);
     detail::resume_from_tickets(handle);
 
-    if (!options.client_ca_file.empty())
+    const detail::pem_source client_authorities("client CA", options.client_ca_file, options.client_ca_data);
+    if (!client_authorities.empty())
     {
-        ERR_clear_error();
-        const std::string file(options.client_ca_file);
-        STACK_OF(X509_NAME)* names = nullptr;
-        if (!SSL_CTX_load_verify_locations(handle, file.c_str(), nullptr) ||
-            !(names = SSL_load_client_CA_file(file.c_str())))
-            detail::throw_openssl_error(detail::quoted("client CA file", file));
-        SSL_CTX_set_client_CA_list(handle, names);
+        detail::trust(context, client_authorities);
+        detail::name_trusted(handle);
         context.set_verify_mode(options.require_client_certificate.value_or(true)
                                     ? asio::ssl::verify_peer | asio::ssl::verify_fail_if_no_peer_cert
                                     : asio::ssl::verify_peer);
     }
     else if (options.require_client_certificate.value_or(false))
-        throw std::invalid_argument("require_client_certificate needs client_ca_file: whose certificates are accepted");
+        throw std::invalid_argument("require_client_certificate needs client_ca_file or client_ca_data: whose "
+                                    "certificates are accepted");
 
     detail::select_alpn_protocols(handle, options.alpn_protocols);
     if (!options.contexts_by_name.empty() || options.refuse_unknown_names)

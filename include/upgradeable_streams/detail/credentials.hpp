@@ -1,0 +1,149 @@
+/// @file
+/// Certificates and keys in PEM, loaded into a context from files or from memory.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_CREDENTIALS_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_CREDENTIALS_HPP
+
+#include <asio/buffer.hpp>
+#include <asio/error_code.hpp>
+#include <asio/ssl/context.hpp>
+#include <asio/ssl/error.hpp>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#include <openssl/x509_vfy.h>
+
+#include <cstddef>
+#include <filesystem>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+
+namespace upgradeable_streams::detail
+{
+
+/// Throws the oldest error in OpenSSL's queue, which is the root of the others.
+[[noreturn]] inline void throw_openssl_error(const std::string& what)
+{
+    const unsigned long error = ERR_get_error();
+    ERR_clear_error();
+    if (ERR_SYSTEM_ERROR(error))
+        throw std::system_error(ERR_GET_REASON(error), std::generic_category(), what);
+    throw std::system_error(static_cast<int>(error), asio::error::get_ssl_category(), what);
+}
+
+/// What one of two options gives, a path or the text itself, or neither.
+class pem_source
+{
+public:
+    pem_source(std::string_view role, std::string_view file, std::string_view data)
+        : role_(role), file_(file), data_(data)
+    {
+        if (!file.empty() && !data.empty())
+            throw std::invalid_argument(role_ + " as a file and as data; give one of them");
+        if (file.find("-----BEGIN") != file.npos)
+            throw std::invalid_argument(role_ + " file is PEM text, not a path; give it as data");
+    }
+
+    bool empty() const { return file_.empty() && data_.empty(); }
+    bool is_file() const { return !file_.empty(); }
+    const std::string& file() const { return file_; }
+    asio::const_buffer data() const { return asio::buffer(data_); }
+    std::string describe() const { return is_file() ? role_ + " file \"" + file_ + "\"" : role_ + " data"; }
+
+private:
+    std::string role_;
+    std::string file_;
+    std::string_view data_;
+};
+
+inline void load_certificate_chain(asio::ssl::context& context, const pem_source& chain)
+{
+    ERR_clear_error();
+    asio::error_code error;
+    if (!chain.is_file())
+        context.use_certificate_chain(chain.data(), error);
+    else if (!SSL_CTX_use_certificate_chain_file(context.native_handle(), chain.file().c_str()))
+        throw_openssl_error(chain.describe());
+    if (error)
+        throw std::system_error(error, chain.describe());
+}
+
+inline void refuse_readable(const pem_source& key)
+{
+    using std::filesystem::perms;
+    std::error_code error;
+    const auto status = std::filesystem::status(key.file(), error);
+    if (error)
+        throw std::system_error(error, key.describe());
+    if ((status.permissions() & (perms::group_read | perms::others_read)) != perms::none)
+        throw std::system_error(std::make_error_code(std::errc::operation_not_permitted),
+                                key.describe() +
+                                    " can be read by others; chmod 600 it, or set allow_readable_private_key");
+}
+
+/// The key of the certificate that `chain` gave.
+inline void load_private_key(asio::ssl::context& context, const pem_source& key, const pem_source& chain,
+                             std::string_view password)
+{
+    struct question
+    {
+        std::string_view password;
+        bool asked = false;
+    } q = {password};
+    SSL_CTX* const handle = context.native_handle();
+    SSL_CTX_set_default_passwd_cb_userdata(handle, &q);
+    SSL_CTX_set_default_passwd_cb(handle,
+                                  [](char* out, int size, int, void* user) -> int
+                                  {
+                                      auto& [given, asked] = *static_cast<question*>(user);
+                                      asked = true;
+                                      if (given.empty() || given.size() > std::size_t(size))
+                                          return -1;
+                                      return int(given.copy(out, given.size()));
+                                  });
+    ERR_clear_error();
+    asio::error_code error;
+    bool loaded = true;
+    if (key.is_file())
+        loaded = SSL_CTX_use_PrivateKey_file(handle, key.file().c_str(), SSL_FILETYPE_PEM);
+    else
+        context.use_private_key(key.data(), asio::ssl::context::pem, error);
+    SSL_CTX_set_default_passwd_cb(handle, nullptr);
+    SSL_CTX_set_default_passwd_cb_userdata(handle, nullptr);
+
+    std::string what = key.describe() + " for " + chain.describe();
+    if ((!loaded || error) && q.asked)
+        what = key.describe() + (password.empty() ? " is encrypted; give private_key_password"
+                                                  : ": private_key_password does not open it");
+    if (error)
+        throw std::system_error(error, what);
+    if (!loaded || !SSL_CTX_check_private_key(handle))
+        throw_openssl_error(what);
+}
+
+/// Adds certificates to those that verification ends at.
+inline void trust(asio::ssl::context& context, const pem_source& authorities)
+{
+    ERR_clear_error();
+    asio::error_code error;
+    if (!authorities.is_file())
+        context.add_certificate_authority(authorities.data(), error);
+    else if (!SSL_CTX_load_verify_locations(context.native_handle(), authorities.file().c_str(), nullptr))
+        throw_openssl_error(authorities.describe());
+    if (error)
+        throw std::system_error(error, authorities.describe());
+}
+
+/// Tells clients whose certificates are accepted.
+inline void name_trusted(SSL_CTX* context)
+{
+    const STACK_OF(X509_OBJECT)* const trusted = X509_STORE_get0_objects(SSL_CTX_get_cert_store(context));
+    for (int i = 0; i < sk_X509_OBJECT_num(trusted); ++i)
+        if (X509* const authority = X509_OBJECT_get0_X509(sk_X509_OBJECT_value(trusted, i));
+            authority && !SSL_CTX_add_client_CA(context, authority))
+            throw_openssl_error("client CA");
+}
+
+} // namespace upgradeable_streams::detail
+
+#endif
