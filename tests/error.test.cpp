@@ -22,7 +22,7 @@ constexpr us::errc all_codes[] = {
     us::errc::connection_closed,     us::errc::stream_unusable,       us::errc::handshake_timeout,
     us::errc::shutdown_timeout,      us::errc::connect_timeout,       us::errc::connect_failed,
     us::errc::incomplete_read,       us::errc::limit_overrun,         us::errc::alpn_not_agreed,
-    us::errc::proxy_header_invalid,  us::errc::proxy_header_timeout,
+    us::errc::proxy_header_invalid,  us::errc::proxy_header_timeout,  us::errc::operation_timeout,
     us::errc::not_tls,               us::errc::tls_not_offered,       us::errc::request_refused,
     us::errc::reply_malformed,       us::errc::reply_too_long,        us::errc::negotiation_timeout,
 };
@@ -51,11 +51,11 @@ TEST_CASE("errc: the category tells its name, and does not know other values")
     CHECK(us::category().message(4711) == "unknown error");
 }
 
-TEST_CASE("errc: the five timeouts, and only they, are std::errc::timed_out")
+TEST_CASE("errc: the six timeouts, and only they, are std::errc::timed_out")
 {
     const std::set<us::errc> timeouts = {us::errc::handshake_timeout, us::errc::shutdown_timeout,
                                          us::errc::connect_timeout, us::errc::proxy_header_timeout,
-                                         us::errc::negotiation_timeout};
+                                         us::errc::negotiation_timeout, us::errc::operation_timeout};
     for (const us::errc code : all_codes)
         CHECK((make_error_code(code) == std::errc::timed_out) == timeouts.contains(code));
 }

@@ -366,6 +366,7 @@ TEST_CASE("start_server: options that make no sense are std::invalid_argument at
 
     refused({.upgradeable = true});
     refused({.limit = 0});
+    refused({.operation_timeout = 0s});
     refused({.ssl_handshake_timeout = 0s});
     refused({.ssl_handshake_timeout = -1s});
     refused({.ssl_shutdown_timeout = 0s});
@@ -525,6 +526,31 @@ TEST_CASE("start_server: limit bounds the lines of the handler's reader")
             CHECK(longer.empty());
             co_await test::eventually([&] { return errors.size() == 1; });
             CHECK(errors.entries()[0].code == us::errc::limit_overrun);
+        });
+}
+
+TEST_CASE("start_server: operation_timeout ends what a handler waits for, which may still answer")
+{
+    const bool upgradeable = GENERATE(false, true);
+    CAPTURE(upgradeable);
+    test::run(
+        [=]() -> asio::awaitable<void>
+        {
+            const auto handler = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                const auto late = co_await test::error_of(reader.readline());
+                writer.write(late == us::errc::operation_timeout ? "421 timeout\n" : "no timeout\n");
+            };
+            us::server server = co_await us::start_server(handler, "127.0.0.1", 0,
+                                                          {.ssl = upgradeable ? &test::server_context() : nullptr,
+                                                           .upgradeable = upgradeable,
+                                                           .detect_tls = upgradeable,
+                                                           .detect_timeout = upgradeable ? std::optional(1ms)
+                                                                                         : std::nullopt,
+                                                           .operation_timeout = 5ms});
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
+            const std::string answer = co_await reader.read();
+            CHECK(answer == "421 timeout\n");
         });
 }
 

@@ -23,6 +23,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -40,6 +41,8 @@
 #include <sys/socket.h>
 
 namespace us = upgradeable_streams;
+using namespace std::chrono_literals;
+using namespace std::string_literals;
 using asio::awaitable;
 using test::error_of;
 using test::exception_of;
@@ -937,7 +940,8 @@ TEST_CASE("reader: a read cancelled at any moment loses nothing")
 {
     const auto chunk = GENERATE(from_range(test::chunk_sizes));
     const bool tls = GENERATE(false, true);
-    CAPTURE(chunk, tls);
+    const bool is_limited = GENERATE(false, true);
+    CAPTURE(chunk, tls, is_limited);
     test::run(
         [=]() -> awaitable<void>
         {
@@ -948,6 +952,8 @@ TEST_CASE("reader: a read cancelled at any moment loses nothing")
             {
                 CAPTURE(kind.first);
                 raw_link link = co_await link_that_sent(sent, chunk, tls);
+                if (is_limited)
+                    link.writer.set_operation_timeout(1h);
                 std::string all;
                 for (int moment = 0; all.size() < sent.size(); ++moment)
                 {
@@ -983,12 +989,15 @@ TEST_CASE("reader: a read cancelled at any moment loses nothing")
 TEST_CASE("reader: a read cancelled while nothing comes is operation_aborted, and the next read goes on")
 {
     const bool tls = GENERATE(false, true);
-    CAPTURE(tls);
+    const bool is_limited = GENERATE(false, true);
+    CAPTURE(tls, is_limited);
     test::run(
         [=]() -> awaitable<void>
         {
             const auto executor = co_await asio::this_coro::executor;
             raw_link link = co_await link_with_raw_peer(options_of(tls));
+            if (is_limited)
+                link.writer.set_operation_timeout(1h);
             for (const auto& kind : read_kinds())
             {
                 CAPTURE(kind.first);
@@ -1001,6 +1010,84 @@ TEST_CASE("reader: a read cancelled while nothing comes is operation_aborted, an
             link.send("still here\n");
             const std::string line = co_await link.reader.readline();
             CHECK(line == "still here\n");
+        });
+}
+
+TEST_CASE("reader: a read that takes longer than operation_timeout ends, and the next goes on with what came")
+{
+    const bool tls = GENERATE(false, true);
+    const bool over_socket = GENERATE(false, true);
+    CAPTURE(tls, over_socket);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            us::connection_options options = options_of(tls);
+            options.operation_timeout = 5ms;
+            for (const auto& kind : read_kinds())
+            {
+                CAPTURE(kind.first);
+                auto linking = over_socket ? link_over_socket(options) : link_with_raw_peer(options);
+                raw_link link = co_await std::move(linking);
+                const bool any_byte_will_do = kind.first == "read(n)" || kind.first == "readinto";
+                for (const char* next : {"1", "2", "3"})
+                {
+                    const std::error_code error = co_await error_of(kind.second(link.reader));
+                    CHECK(error == us::errc::operation_timeout);
+                    CHECK(error == std::errc::timed_out);
+                    if (!any_byte_will_do)
+                        link.send(next);
+                }
+                link.writer.set_operation_timeout({});
+                link.send("456789\n");
+                link.end();
+                const std::string all = co_await link.reader.read();
+                CHECK(all == (any_byte_will_do ? "" : "123"s) + "456789\n");
+            }
+        });
+}
+
+TEST_CASE("reader: a peer that drips does not put operation_timeout off")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            us::connection_options options = options_of(tls, 1 << 30);
+            options.operation_timeout = 30ms;
+            raw_link link = co_await link_over_socket(options);
+            auto pending = test::spawn(executor, [&] { return link.reader.readline(); });
+            while (!pending.done())
+            {
+                link.send("x");
+                co_await test::turns(1);
+            }
+            const std::error_code error = co_await error_of(pending.join());
+            CHECK(error == us::errc::operation_timeout);
+        });
+}
+
+TEST_CASE("reader: a read that takes too long does not disturb what is being sent")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            us::connection_options options = options_of(tls);
+            options.operation_timeout = 5ms;
+            raw_link link = co_await link_over_socket(options);
+            const std::string sent = test::pattern(7).bytes(0, 16 * 1024 * 1024);
+            link.writer.write(sent);
+            for (int i = 0; i < 3; ++i)
+            {
+                const std::error_code error = co_await error_of(link.reader.readline());
+                CHECK(error == us::errc::operation_timeout);
+            }
+            auto receiving = test::run_in_thread([&] { return link.receive(sent.size()); });
+            const std::string received = co_await test::joined(std::move(receiving));
+            CHECK(received == sent);
         });
 }
 
@@ -1064,11 +1151,14 @@ TEST_CASE("reader: a read that lets others have their turn can be cancelled, and
 {
     const bool tls = GENERATE(false, true);
     const std::string what = GENERATE("cancel", "close", "abort");
-    CAPTURE(tls, what);
+    const bool is_limited = GENERATE(false, true);
+    CAPTURE(tls, what, is_limited);
     test::run(
         [=]() -> awaitable<void>
         {
             raw_link link = co_await link_over_socket(options_of(tls));
+            if (is_limited)
+                link.writer.set_operation_timeout(1h);
             co_await read_lines(link, 10, 0);
             receives = {};
             auto pending = co_await begin_readline(link.reader);

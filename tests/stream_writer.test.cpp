@@ -43,6 +43,7 @@
 #include <sys/socket.h>
 
 namespace us = upgradeable_streams;
+using namespace std::chrono_literals;
 using asio::awaitable;
 using test::error_of;
 using test::exception_of;
@@ -164,15 +165,10 @@ awaitable<raw_link> link_through(std::shared_ptr<gate> before, bool tls)
     co_return made;
 }
 
-std::string received_by(raw_link& link, std::size_t size)
-{
-    return link.peer.ssl() ? link.peer.tls_read_exactly(size) : link.peer.recv_exactly(size);
-}
-
 /// What the peer receives next, while this thread goes on.
 awaitable<std::string> peer_receives(raw_link& link, std::size_t size)
 {
-    return joined(run_in_thread([&link, size] { return received_by(link, size); }));
+    return joined(run_in_thread([&link, size] { return link.receive(size); }));
 }
 
 /// What the peer receives until the end, a clean one or not.
@@ -454,6 +450,76 @@ TEST_CASE("drain: a cancelled drain is operation_aborted, and what was queued is
             CHECK(error == asio::error::operation_aborted);
             const std::string received = co_await peer_receives(link, 8 * 1024 * 1024);
             CHECK(received.size() == 8 * 1024 * 1024);
+        });
+}
+
+TEST_CASE("drain: that takes longer than operation_timeout ends, each of several, and what was queued is still sent")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            raw_link link = co_await link_with_raw_peer(options_of(tls));
+            const std::string sent = test::pattern(9).bytes(0, 16 * 1024 * 1024);
+            link.writer.write(sent);
+            link.writer.set_operation_timeout(5ms);
+            auto one = test::spawn(executor, [&] { return link.writer.drain(); });
+            co_await test::turns(1);
+            auto two = test::spawn(executor, [&] { return link.writer.drain(); });
+            const std::error_code first = co_await error_of(one.join());
+            CHECK(first == us::errc::operation_timeout);
+            const std::error_code second = co_await error_of(two.join());
+            CHECK(second == us::errc::operation_timeout);
+            link.writer.set_operation_timeout(1h);
+            auto drained = test::spawn(executor, [&] { return link.writer.drain(); });
+            const std::string received = co_await peer_receives(link, sent.size());
+            CHECK(received == sent);
+            co_await drained.join();
+        });
+}
+
+TEST_CASE("set_operation_timeout: holds over start_tls, and ends nothing once it is taken away or the pair is closed")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            stream_link link = co_await link_of_streams(upgradeable_client(), upgradeable_server());
+            link.writer.set_operation_timeout(5ms);
+            co_await upgrade_both(link);
+            const std::error_code late = co_await error_of(link.reader.readline());
+            CHECK(late == us::errc::operation_timeout);
+
+            link.peer_writer.set_operation_timeout(20ms);
+            auto outlives_it = test::spawn(executor, [&] { return link.reader.readline(); });
+            link.writer.set_operation_timeout({});
+            const std::error_code of_peer = co_await error_of(link.peer_reader.readline());
+            CHECK(of_peer == us::errc::operation_timeout);
+            link.peer_writer.write("line\n");
+            const std::string first_line = co_await outlives_it.join();
+            CHECK(first_line == "line\n");
+
+            link.writer.set_operation_timeout(1h);
+            link.peer_writer.write("line\n");
+            const std::string second_line = co_await link.reader.readline();
+            CHECK(second_line == "line\n");
+        });
+}
+
+TEST_CASE("set_operation_timeout: no time at all is std::invalid_argument")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link link = co_await link_with_raw_peer();
+            CHECK_THROWS_AS(link.writer.set_operation_timeout(0s), std::invalid_argument);
+            CHECK_THROWS_AS(link.writer.set_operation_timeout(-1s), std::invalid_argument);
+            CHECK_NOTHROW(link.writer.set_operation_timeout(std::chrono::steady_clock::duration::max()));
+            link.send("line\n");
+            const std::string line = co_await link.reader.readline();
+            CHECK(line == "line\n");
         });
 }
 

@@ -413,6 +413,27 @@ TEST_CASE("start_tls<within_tls>: while it runs the old handles can close, and a
         });
 }
 
+TEST_CASE("start_tls<within_tls>: operation_timeout holds for the inner pair's reads, and costs neither session")
+{
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            us::connection_options options = encrypted(us::tls_role::client);
+            options.operation_timeout = 5ms;
+            test::stream_link link = co_await test::link_of_streams(options);
+            co_await go_deeper(link);
+            for (int i = 0; i < 3; ++i)
+            {
+                const std::error_code late = co_await error_of(link.reader.readline());
+                CHECK(late == us::errc::operation_timeout);
+            }
+            link.writer.set_operation_timeout({});
+            link.peer_writer.write("still here\n");
+            const std::string line = co_await link.reader.readline();
+            CHECK(line == "still here\n");
+        });
+}
+
 TEST_CASE("start_tls<within_tls>: a server that aborts its clients wakes who waits for the inner connection's end")
 {
     bool was_woken = false;

@@ -40,9 +40,10 @@ enum class errc
     reply_malformed,       ///< The peer's reply does not keep to the protocol.
     reply_too_long,        ///< The peer's replies are longer than any that is expected.
     negotiation_timeout,   ///< What leads to TLS took longer than its deadline.
+    operation_timeout,     ///< A read or a drain took longer than operation_timeout.
 };
 
-/// The category of `errc`; the five timeouts compare equal to `std::errc::timed_out`.
+/// The category of `errc`; the six timeouts compare equal to `std::errc::timed_out`.
 inline const std::error_category& category() noexcept
 {
     class errc_category final : public std::error_category
@@ -80,6 +81,7 @@ inline const std::error_category& category() noexcept
             case errc::reply_malformed: return "the peer's reply does not keep to the protocol";
             case errc::reply_too_long: return "the peer's replies are too long";
             case errc::negotiation_timeout: return "what leads to TLS took longer than its deadline";
+            case errc::operation_timeout: return "a read or a drain took longer than operation_timeout";
             }
             return "unknown error";
         }
@@ -92,7 +94,8 @@ inline const std::error_category& category() noexcept
             case errc::shutdown_timeout:
             case errc::connect_timeout:
             case errc::proxy_header_timeout:
-            case errc::negotiation_timeout: return std::errc::timed_out;
+            case errc::negotiation_timeout:
+            case errc::operation_timeout: return std::errc::timed_out;
             default: return {value, *this};
             }
         }

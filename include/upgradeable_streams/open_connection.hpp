@@ -66,6 +66,10 @@ struct connection_options
     /// The reader's limit on a line or record, in bytes.
     std::size_t limit = 64 * 1024;
 
+    /// How long a read or a drain may take, each as a whole; for ever unless given. See
+    /// stream_writer::set_operation_timeout.
+    std::optional<std::chrono::steady_clock::duration> operation_timeout = {};
+
     std::optional<std::chrono::steady_clock::duration> ssl_handshake_timeout = {}; ///< 60 s unless given.
     std::optional<std::chrono::steady_clock::duration> ssl_shutdown_timeout = {};  ///< 30 s unless given.
     bool suppress_ragged_eofs = false;                                            ///< As in tls_options.
@@ -151,6 +155,7 @@ template <typename Socket>
 asio::awaitable<std::pair<stream_reader, stream_writer>> pair_up(Socket socket, connection_settings settings, bool tls)
 {
     const auto c = std::make_shared<stream_connection<Socket>>(std::move(socket), settings);
+    c->set_operation_timeout(settings.operation_timeout);
     if (tls)
         co_await c->upgrade(std::make_unique<upgrade_request>(settings.tls, tls_options{}, true));
     co_return make_handles(c, c->epoch());

@@ -66,6 +66,10 @@ struct server_options
 
     std::size_t limit = 64 * 1024; ///< The readers' limit on a line or record, in bytes.
 
+    /// How long a read or a drain of a handler's may take, as in connection_options: a client that is idle for longer,
+    /// or drips, need not be kept. For ever unless given.
+    std::optional<std::chrono::steady_clock::duration> operation_timeout = {};
+
     std::optional<std::chrono::steady_clock::duration> ssl_handshake_timeout = {}; ///< 60 s unless given.
     std::optional<std::chrono::steady_clock::duration> ssl_shutdown_timeout = {};  ///< 30 s unless given.
     bool suppress_ragged_eofs = false;                                            ///< As in tls_options.

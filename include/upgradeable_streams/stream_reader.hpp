@@ -40,7 +40,8 @@ std::pair<stream_reader, stream_writer> make_handles(std::shared_ptr<connection>
 /// Errors, of every read: errc::operation_in_progress while another read is pending; errc::upgrade_in_progress while
 /// start_tls or stop_tls runs, errc::connection_upgraded afterwards; errc::connection_closed after close; the reason of
 /// a broken connection, asio::ssl::error::stream_truncated when TLS ended without a close_notify. Bytes that came
-/// before such an error are delivered by `read(size)` first.
+/// before such an error are delivered by `read(size)` first. errc::operation_timeout loses nothing; the next read goes
+/// on.
 ///
 /// Cancellation: a cancelled read throws asio::error::operation_aborted and loses nothing; the next read goes on.
 ///

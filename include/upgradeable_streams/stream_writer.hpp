@@ -13,6 +13,7 @@
 #include <asio/awaitable.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <concepts>
 #include <cstddef>
 #include <initializer_list>
@@ -95,7 +96,9 @@ public:
             write(piece);
     }
 
-    /// Waits while more than the high mark is queued, until the low mark is reached. Cancellation: changes nothing.
+    /// Waits while more than the high mark is queued, until the low mark is reached.
+    ///
+    /// Errors: errc::operation_timeout, which leaves the connection as it is. Cancellation: changes nothing.
     asio::awaitable<void> drain() { return drain(handle_); }
 
     /// Errors: std::invalid_argument unless high >= low.
@@ -107,6 +110,19 @@ public:
         if (high < low)
             throw std::invalid_argument("set_write_buffer_limits: high must not be less than low");
         handle_->connection()->set_write_buffer_limits(high, low);
+    }
+
+    /// How long a read or a drain of this connection may take, each as a whole, from the next one on; for ever without.
+    /// One that takes longer ends with errc::operation_timeout and loses nothing; the connection stays open. What is
+    /// pending at the call is no longer ended.
+    ///
+    /// Errors: std::invalid_argument unless it is greater than zero.
+    void set_operation_timeout(std::optional<std::chrono::steady_clock::duration> timeout)
+    {
+        handle_->check_epoch();
+        if (timeout)
+            detail::require_positive(*timeout, "operation_timeout");
+        handle_->connection()->set_operation_timeout(timeout);
     }
 
     /// Ends writing after what is queued, while reading goes on: a FIN in plain text, a close_notify under TLS 1.3

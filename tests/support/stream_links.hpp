@@ -23,6 +23,7 @@
 #include <cstddef>
 #include <future>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -43,6 +44,12 @@ struct raw_link
             return peer.send_all(bytes);
         for (; !bytes.empty(); bytes.remove_prefix(std::min(bytes.size(), piece ? piece : bytes.size())))
             peer.tls_write(bytes.substr(0, piece ? piece : bytes.size()));
+    }
+
+    /// What the peer receives next.
+    std::string receive(std::size_t size)
+    {
+        return peer.ssl() ? peer.tls_read_exactly(size) : peer.recv_exactly(size);
     }
 
     /// The peer's clean end.

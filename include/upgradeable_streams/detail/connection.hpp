@@ -60,11 +60,15 @@ public:
             c.check_epoch(epoch);
             throw_if(c.reading_, errc::operation_in_progress);
             throw_if(c.closing_, errc::connection_closed);
+            if (c.time_limit_ && epoch != inner_epoch)
+                c.time_limit_->begin_read();
             c.reading_ = true;
         }
 
         ~read_guard()
         {
+            if (connection_.time_limit_)
+                connection_.time_limit_->end_read();
             connection_.reading_ = connection_.read_cancelled_ = false;
             if (connection_.closing_)
                 connection_.changed_->cancel();
@@ -76,6 +80,14 @@ public:
     private:
         connection& connection_;
     };
+
+    /// How long a read or a drain may take, from the next on.
+    void set_operation_timeout(const std::optional<std::chrono::steady_clock::duration>& timeout)
+    {
+        time_limit_ = timeout ? std::make_shared<time_limit>(*timeout, changed_) : nullptr;
+    }
+
+    bool is_read_late() const { return transport::is_read_late(); }
 
     /// Has a pending read end with asio::error::operation_aborted, at once or where it would wait next.
     void cancel_read()
@@ -120,7 +132,7 @@ public:
         throw_if(!is_tls(), errc::not_tls);
     }
 
-    connection_settings settings_inside() const { return {settings(), limit_, handshakes_, {}}; }
+    connection_settings settings_inside() const { return {settings(), limit_, {}, handshakes_, {}}; }
 
     /// Upgrades the inner connection, as `upgrade` does this one.
     asio::awaitable<void> upgrade_inner(std::shared_ptr<connection> inner, std::unique_ptr<upgrade_request> request);
@@ -275,6 +287,8 @@ inline void connection::abort()
     closing_ = true;
     closed_ = true;
     queue_.drop_behind();
+    if (time_limit_)
+        time_limit_->stop();
     close_socket();
     changed_->cancel();
 }
@@ -386,6 +400,8 @@ inline asio::awaitable<void> connection::upgrade_inner(std::shared_ptr<connectio
         inner->put_back(received());
         discard(received().size());
         inner->set_write_buffer_limits(high_, low_);
+        if (time_limit_)
+            inner->set_operation_timeout(time_limit_->each());
         inner_ = inner;
         co_await inner->upgrade(std::move(request));
     };

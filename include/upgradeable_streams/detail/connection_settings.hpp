@@ -8,8 +8,10 @@
 #include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/tls.hpp>
 
+#include <chrono>
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string_view>
 
@@ -21,6 +23,7 @@ struct connection_settings
 {
     tls_settings tls;
     std::size_t limit = 64 * 1024;
+    std::optional<std::chrono::steady_clock::duration> operation_timeout;
     std::shared_ptr<handshake_limit> handshakes;
     std::shared_ptr<detail::strand> strand; ///< Null for a connection on whose executor nothing else runs meanwhile.
 };
@@ -33,8 +36,11 @@ connection_settings make_settings(const Options& options, tls_role role, std::st
         throw std::invalid_argument("upgradeable needs ssl: the context to upgrade with");
     if (options.limit == 0)
         throw std::invalid_argument("limit must be greater than zero");
+    if (options.operation_timeout)
+        require_positive(*options.operation_timeout, "operation_timeout");
     connection_settings made;
     made.limit = options.limit;
+    made.operation_timeout = options.operation_timeout;
     made.tls.apply({.ssl = options.ssl,
                     .role = role,
                     .handshake_timeout = options.ssl_handshake_timeout,

@@ -10,75 +10,43 @@
 
 #include <asio/awaitable.hpp>
 #include <asio/error.hpp>
-#include <asio/steady_timer.hpp>
 
 #include <chrono>
 #include <cstddef>
-#include <memory>
 #include <optional>
 #include <system_error>
 
 namespace upgradeable_streams::detail
 {
 
-/// Receives up to a deadline, after which the connection goes on.
-class first_bytes
+/// Adds to what was received; false at the end of the stream and when the read is late.
+inline asio::awaitable<bool> receive_more(connection& c)
 {
-public:
-    first_bytes(connection& c, std::chrono::steady_clock::duration timeout)
-        : connection_(c), reading_(c, c.epoch()),
-          timer_(std::make_shared<asio::steady_timer>(c.get_executor(), timeout))
+    const std::size_t before = c.received().size();
+    while (c.received().size() == before)
     {
-        timer_->async_wait(
-            [this, timer = std::weak_ptr(timer_)](const asio::error_code& error)
-            {
-                if (error || timer.expired())
-                    return;
-                is_late_ = true;
-                connection_.cancel_read();
-            });
+        if (c.eof())
+            co_return false;
+        if (c.receive_now())
+            continue;
+        const read_result result = co_await c.wait_to_receive();
+        if (result.error == asio::error::operation_aborted && c.is_read_late())
+            co_return false;
+        c.receive(result);
     }
-
-    first_bytes(const first_bytes&) = delete;
-    first_bytes& operator=(const first_bytes&) = delete;
-
-    /// Adds to what was received; false at the end of the stream and when time is up.
-    asio::awaitable<bool> receive()
-    {
-        const std::size_t before = connection_.received().size();
-        while (connection_.received().size() == before)
-        {
-            if (connection_.eof())
-                co_return false;
-            if (connection_.receive_now())
-                continue;
-            if (is_late_)
-                co_return false;
-            const read_result result = co_await connection_.wait_to_receive();
-            const bool is_cancelled = is_late_ && result.error == asio::error::operation_aborted;
-            connection_.receive(is_cancelled ? read_result() : result);
-        }
-        co_return true;
-    }
-
-    bool is_late() const { return is_late_; }
-
-private:
-    connection& connection_;
-    const connection::read_guard reading_;
-    std::shared_ptr<asio::steady_timer> timer_;
-    bool is_late_ = false;
-};
+    co_return true;
+}
 
 /// Reads the header that the peer has to begin with, and gives the connection the addresses that it tells.
 inline asio::awaitable<void> read_proxy_header(connection& c, std::chrono::steady_clock::duration timeout)
 {
-    first_bytes first(c, timeout);
+    c.set_operation_timeout(timeout);
+    const connection::read_guard reading(c, c.epoch());
     std::optional<proxy_header> header;
     while (!(header = parse_proxy_header(c.received())))
     {
-        const bool has_more = co_await first.receive();
-        if (!has_more && first.is_late())
+        const bool has_more = co_await receive_more(c);
+        if (!has_more && c.is_read_late())
             throw std::system_error(errc::proxy_header_timeout);
         if (!has_more)
             throw std::system_error(errc::proxy_header_invalid, "the connection ended");
@@ -91,10 +59,11 @@ inline asio::awaitable<void> read_proxy_header(connection& c, std::chrono::stead
 /// Whether the client begins with TLS; not so one that says nothing.
 inline asio::awaitable<bool> detect_tls(connection& c, std::chrono::steady_clock::duration timeout)
 {
-    first_bytes first(c, timeout);
+    c.set_operation_timeout(timeout);
+    const connection::read_guard reading(c, c.epoch());
     bool has_more = true;
     while (has_more && c.received().size() < 2 && begins_tls_handshake(c.received()))
-        has_more = co_await first.receive();
+        has_more = co_await receive_more(c);
     co_return !c.received().empty() && begins_tls_handshake(c.received());
 }
 

@@ -390,6 +390,7 @@ inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, s
             is_tls = co_await detect_tls(*c, *given.detect_timeout);
         if (is_tls)
             co_await c->upgrade(std::make_unique<upgrade_request>(c->settings(), tls_options{}, true));
+        c->set_operation_timeout(given.connection.operation_timeout);
         auto [reader, writer] = make_handles(c, c->epoch());
         co_await given.handler(std::move(reader), std::move(writer));
     }

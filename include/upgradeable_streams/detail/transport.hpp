@@ -9,6 +9,7 @@
 #include <upgradeable_streams/detail/send_queue.hpp>
 #include <upgradeable_streams/detail/strand.hpp>
 #include <upgradeable_streams/detail/strand_executor.hpp>
+#include <upgradeable_streams/detail/time_limit.hpp>
 #include <upgradeable_streams/detail/wait.hpp>
 #include <upgradeable_streams/error.hpp>
 
@@ -143,6 +144,7 @@ protected:
     std::size_t queued() const { return queue_.size() + unsent_; }
     void send();
     asio::awaitable<void> wait_change() { return wait(*changed_); }
+    bool is_read_late() const { return time_limit_ && time_limit_->is_read_late(); }
 
     /// To be read before all that the stream holds.
     void put_back(std::string_view bytes)
@@ -161,6 +163,7 @@ protected:
     bool eof_ = false;
     bool is_dry_ = false; ///< There is nothing more to be told of the stream before it was waited for.
     bool read_cancelled_ = false; ///< Between two waits, the next of which is not to begin.
+    std::shared_ptr<time_limit> time_limit_; ///< Null where there is none.
 
     send_queue queue_;
     std::size_t high_ = 64 * 1024;
@@ -228,10 +231,16 @@ public:
     read_handler(std::shared_ptr<transport> t, target_type&& resumed)
         : target_(std::move(resumed)), transport_(std::move(t))
     {
+        if (const auto& limit = transport_->time_limit_)
+            limit->pass_on(target_.get_cancellation_slot());
     }
 
     using cancellation_slot_type = target_type::cancellation_slot_type;
-    cancellation_slot_type get_cancellation_slot() const noexcept { return target_.get_cancellation_slot(); }
+    cancellation_slot_type get_cancellation_slot() const noexcept
+    {
+        const auto& limit = transport_->time_limit_;
+        return limit ? limit->read_slot() : target_.get_cancellation_slot();
+    }
 
     void operator()(const asio::error_code& error, std::size_t size)
     {
@@ -292,7 +301,7 @@ inline bool transport::receive_now()
 
 inline asio::awaitable<read_result> transport::wait_to_receive()
 {
-    if (std::exchange(read_cancelled_, false))
+    if (std::exchange(read_cancelled_, false) || is_read_late())
         return cancelled_read();
     if (!has_turn())
         return wait_for_turn();
@@ -328,7 +337,7 @@ inline void transport::receive(const read_result& result)
     else if (result.error)
     {
         if (result.error == asio::error::operation_aborted)
-            throw std::system_error(result.error);
+            throw std::system_error(is_read_late() ? make_error_code(errc::operation_timeout) : result.error);
         read_error_ = result.error;
         is_dry_ = false;
         if (result.error != asio::ssl::error::stream_truncated)
@@ -469,8 +478,14 @@ inline bool transport::is_drained()
 
 inline asio::awaitable<void> transport::drain()
 {
+    const auto end = time_limit_ ? time_limit_->end() : time_limit::never;
     while (paused_ && !lost_ && !closed_)
+    {
+        throw_if(time_limit_ && end <= time_limit::clock::now(), errc::operation_timeout);
+        if (time_limit_)
+            time_limit_->wake_drain(end);
         co_await wait_change();
+    }
     throw_if_lost();
     if (has_turn())
         co_return;

@@ -1,0 +1,110 @@
+/// @file
+/// How long a connection's operations may take.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_TIME_LIMIT_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_TIME_LIMIT_HPP
+
+#include <asio/cancellation_signal.hpp>
+#include <asio/cancellation_type.hpp>
+#include <asio/error_code.hpp>
+#include <asio/steady_timer.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <utility>
+
+namespace upgradeable_streams::detail
+{
+
+/// Ends a read that takes too long, and wakes drains. The timer runs on when an operation is done, and is set anew when
+/// it expires, since each setting costs a system call.
+///
+/// Concurrency: used on the connection's executor.
+class time_limit : public std::enable_shared_from_this<time_limit>
+{
+public:
+    using clock = std::chrono::steady_clock;
+    static constexpr clock::time_point never = clock::time_point::max();
+
+    /// `changed` is what drains wait on.
+    time_limit(clock::duration each, std::shared_ptr<asio::steady_timer> changed)
+        : each_(each), changed_(std::move(changed)), timer_(changed_->get_executor())
+    {
+    }
+
+    clock::duration each() const { return each_; }
+
+    /// Of an operation that begins now.
+    clock::time_point end() const { return clock::now() + std::min<clock::duration>(each_, std::chrono::years(1)); }
+
+    void begin_read()
+    {
+        read_end_ = end();
+        run();
+    }
+
+    void end_read() { read_end_ = never; }
+    bool is_read_late() const { return read_end_ <= clock::now(); }
+
+    /// Where the operations of a read are cancelled. What is asked of `outer` is passed on to it.
+    asio::cancellation_slot read_slot() { return read_signal_.slot(); }
+    void pass_on(asio::cancellation_slot outer)
+    {
+        if (outer.is_connected())
+            outer.assign([self = shared_from_this()](asio::cancellation_type type) { self->read_signal_.emit(type); });
+    }
+
+    /// Cancels `changed` at `end`, or before.
+    void wake_drain(clock::time_point end)
+    {
+        drain_end_ = std::min(drain_end_, end);
+        run();
+    }
+
+    void stop() { timer_.cancel(); }
+
+private:
+    void run()
+    {
+        const auto now = clock::now();
+        const auto next = std::min(read_end_ > now ? read_end_ : never, drain_end_);
+        if (running_ || next == never)
+            return;
+        timer_.expires_at(next);
+        timer_.async_wait(
+            [weak = weak_from_this()](const asio::error_code& error)
+            {
+                if (const auto self = weak.lock())
+                {
+                    self->running_ = false;
+                    if (!error)
+                        self->expired();
+                }
+            });
+        running_ = true;
+    }
+
+    void expired()
+    {
+        if (drain_end_ <= clock::now())
+        {
+            drain_end_ = never;
+            changed_->cancel();
+        }
+        if (is_read_late())
+            read_signal_.emit(asio::cancellation_type::terminal);
+        run();
+    }
+
+    const clock::duration each_;
+    clock::time_point read_end_ = never;
+    clock::time_point drain_end_ = never;
+    std::shared_ptr<asio::steady_timer> changed_;
+    asio::steady_timer timer_;
+    bool running_ = false;
+    asio::cancellation_signal read_signal_;
+};
+
+} // namespace upgradeable_streams::detail
+
+#endif
