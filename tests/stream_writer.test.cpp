@@ -15,6 +15,7 @@
 #include <asio/buffer.hpp>
 #include <asio/compose.hpp>
 #include <asio/error.hpp>
+#include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/ssl/error.hpp>
 #include <asio/steady_timer.hpp>
@@ -480,7 +481,7 @@ TEST_CASE("drain: that takes longer than operation_timeout ends, each of several
         });
 }
 
-TEST_CASE("set_operation_timeout: holds over start_tls, and ends nothing once it is taken away or the pair is closed")
+TEST_CASE("set_operation_timeout: holds over start_tls, and ends nothing once it is taken away")
 {
     test::run(
         []() -> awaitable<void>
@@ -506,6 +507,23 @@ TEST_CASE("set_operation_timeout: holds over start_tls, and ends nothing once it
             const std::string second_line = co_await link.reader.readline();
             CHECK(second_line == "line\n");
         });
+}
+
+TEST_CASE("set_operation_timeout: keeps no timer running once the connection is closed")
+{
+    asio::io_context io;
+    std::optional<raw_link> kept;
+    test::run_on(io,
+                 [&]() -> awaitable<void>
+                 {
+                     kept.emplace(co_await link_with_raw_peer());
+                     kept->writer.set_operation_timeout(1h);
+                     kept->send("line\n");
+                     const std::string line = co_await kept->reader.readline();
+                     CHECK(line == "line\n");
+                     kept->writer.abort();
+                     co_await kept->writer.wait_closed();
+                 });
 }
 
 TEST_CASE("set_operation_timeout: no time at all is std::invalid_argument")
