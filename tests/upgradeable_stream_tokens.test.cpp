@@ -146,13 +146,49 @@ TEMPLATE_TEST_CASE(
     auto peer = token_peer(std::move(raw));
     stream_over<TestType, home_stream> stream(home_stream(std::move(socket)), options_of(tls_role::client));
     std::array<char, 16> bytes;
-    wait_for(io, stream.async_write_some(asio::buffer("plain", 5), asio::use_future));
-    wait_for(io, stream.async_read_some(asio::buffer(bytes), asio::use_future));
-    wait_for(io, stream.async_start_tls({}, asio::use_future));
-    wait_for(io, stream.async_write_some(asio::buffer("secret", 6), asio::use_future));
-    wait_for(io, stream.async_read_some(asio::buffer(bytes), asio::use_future));
-    wait_for(io, stream.async_shutdown({}, asio::use_future));
+    const auto home = std::this_thread::get_id();
+    const auto thread = asio::use_future([](const auto&...) { return std::this_thread::get_id(); });
+    CHECK(wait_for(io, stream.async_write_some(asio::buffer("plain", 5), thread)) == home);
+    CHECK(wait_for(io, stream.async_read_some(asio::buffer(bytes), thread)) == home);
+    CHECK(wait_for(io, stream.async_stop_tls({}, thread)) == home);
+    CHECK(wait_for(io, stream.async_start_tls({}, thread)) == home);
+    CHECK(wait_for(io, stream.async_start_tls({}, thread)) == home);
+    CHECK(wait_for(io, stream.async_write_some(asio::buffer("secret", 6), thread)) == home);
+    CHECK(wait_for(io, stream.async_read_some(asio::buffer(bytes), thread)) == home);
+    CHECK(wait_for(io, stream.async_shutdown({}, thread)) == home);
     CHECK(!stream.next_layer().left_home());
+    peer.get();
+}
+
+TEMPLATE_TEST_CASE("upgradeable_stream: with use_future, operations begin on another thread than the io_context's", "",
+                   with_ssl_stream, with_tls_stream)
+{
+    constexpr int rounds = 20;
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    auto peer = play(std::move(raw),
+                     [](test::raw_peer& p)
+                     {
+                         for (int i = 0; i < rounds; ++i)
+                         {
+                             handshake(p, tls_role::client);
+                             p.tls_write(p.tls_read_exactly(6));
+                             p.tls_shutdown();
+                         }
+                     });
+    std::future<void> running;
+    auto work = asio::make_work_guard(io);
+    stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
+    running = test::run_in_thread([&] { io.run_for(test::run_deadline); });
+    std::array<char, 6> bytes;
+    for (int i = 0; i < rounds; ++i)
+    {
+        stream.async_start_tls({}, asio::use_future).get();
+        CHECK(asio::async_write(stream, asio::buffer("secret", 6), asio::use_future).get() == 6);
+        CHECK(asio::async_read(stream, asio::buffer(bytes), asio::use_future).get() == 6);
+        stream.async_stop_tls({}, asio::use_future).get();
+        CHECK(!stream.is_tls());
+    }
     peer.get();
 }
 

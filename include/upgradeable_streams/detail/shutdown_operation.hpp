@@ -9,6 +9,7 @@
 #include <upgradeable_streams/error.hpp>
 
 #include <asio/buffer.hpp>
+#include <asio/dispatch.hpp>
 #include <asio/error.hpp>
 #include <asio/post.hpp>
 #include <asio/socket_base.hpp>
@@ -35,7 +36,7 @@ struct shutdown_operation
     asio::socket_base::shutdown_type what;
     std::chrono::steady_clock::duration timeout;
     bool to_plain_text = false;
-    enum { starting, refusing, waiting, notifying, sending, receiving, settling, leaving } step = starting;
+    enum { starting, beginning, refusing, waiting, notifying, sending, receiving, settling, leaving } step = starting;
     std::shared_ptr<typename State::deadline> deadline = {};
     std::unique_ptr<std::array<char, 4096>> memory = {};
     std::string unread = {}; ///< Of what came before the close_notify, for the plain stream.
@@ -46,10 +47,13 @@ struct shutdown_operation
     void operator()(Self& self, asio::error_code error = {}, std::size_t size = 0)
     {
         const bool cancelled = was_cancelled(self);
-        suspended = suspended || step != starting;
+        suspended = suspended || step > beginning;
         switch (step)
         {
-        case starting:
+        case starting: // on any thread, as with use_future; send_close_notify needs the one that goes on with this
+            step = beginning;
+            return asio::dispatch(state->socket().get_executor(), std::move(self));
+        case beginning:
             if (state->tls() || to_plain_text)
                 result = state->refusal();
             else
@@ -61,7 +65,7 @@ struct shutdown_operation
             if (result || !state->tls())
             {
                 step = refusing;
-                return asio::post(std::move(self));
+                return asio::post(state->socket().get_executor(), std::move(self));
             }
             if (to_plain_text)
                 state->begin_stop();
@@ -105,7 +109,7 @@ struct shutdown_operation
             if (!result)
                 result = state->tls()->error();
             step = leaving;
-            return asio::post(std::move(self)); // out of the layer that goes
+            return asio::post(state->socket().get_executor(), std::move(self)); // out of the layer that goes
         case leaving:
             leave(cancelled);
             return self.complete(result);
@@ -177,7 +181,7 @@ struct shutdown_operation
         if (suspended)
             return self.complete(result);
         step = refusing;
-        asio::post(std::move(self));
+        asio::post(state->socket().get_executor(), std::move(self));
     }
 
     /// Whether TLS was given what is behind the close_notify.

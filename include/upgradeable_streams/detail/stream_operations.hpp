@@ -46,7 +46,7 @@ struct read_operation
             if (!state->tls() || refusal)
             {
                 step = refusing;
-                return asio::post(std::move(self));
+                return asio::post(state->socket().get_executor(), std::move(self));
             }
             {
                 step = reading;
@@ -77,7 +77,7 @@ struct write_operation
         if (step == starting && (result = state->refusal()))
         {
             step = refusing;
-            return asio::post(std::move(self));
+            return asio::post(state->socket().get_executor(), std::move(self));
         }
         if (step == refusing)
             return self.complete(result, 0);

@@ -233,14 +233,15 @@ public:
         error = write_error_;
     }
 
-    /// Resumes an operation that may not complete yet, for it has not suspended.
+    /// Resumes an operation that may not complete yet, for it has not suspended. The executor of a handler for a future
+    /// is the system's, on whose threads the stream is not to be used.
     template <typename Handler>
-    static void resume_later(Handler&& handler)
+    void resume_later(Handler&& handler)
     {
-        asio::post(std::forward<Handler>(handler));
+        asio::post(executor_of(next_), std::forward<Handler>(handler));
     }
 
-    static void resume_later(blocking_call&&) {}
+    void resume_later(blocking_call&&) {}
 
     tls_engine engine;
 
@@ -263,7 +264,7 @@ private:
             core->flush();
             const bool first = !std::exchange(started, true);
             if (core->is_flushed())
-                return first ? resume_later(std::move(self)) : self.complete(core->write_error_, 0);
+                return first ? core->resume_later(std::move(self)) : self.complete(core->write_error_, 0);
             if (core->sending_)
                 return core->changed_.async_wait(std::move(self));
             sending = true;

@@ -53,7 +53,7 @@ struct tls_read_operation
         if (result != asio::error::would_block)
         {
             step = completing;
-            return first ? Core::resume_later(std::move(self)) : self.complete(result, size);
+            return first ? core->resume_later(std::move(self)) : self.complete(result, size);
         }
         const auto keep = core;
         if (keep->has_too_many_replies())
@@ -97,7 +97,7 @@ struct tls_write_operation
                 return keep->async_flush(std::move(self));
             }
             step = completing;
-            return first ? Core::resume_later(std::move(self)) : self.complete(result, result ? 0 : size);
+            return first ? core->resume_later(std::move(self)) : self.complete(result, result ? 0 : size);
         case flushing:
             if (is_transient(error) && size > 0)
                 core->keep_written(size);
@@ -188,7 +188,7 @@ struct tls_exchange_operation
             const auto keep = core;
             return action.complete(self, *keep, result);
         }
-        Core::resume_later(std::move(self));
+        core->resume_later(std::move(self));
     }
 };
 

@@ -52,7 +52,7 @@ struct upgrade_operation
             if (result)
             {
                 step = refusing;
-                return asio::post(std::move(self));
+                return asio::post(state->socket().get_executor(), std::move(self));
             }
             step = handshaking;
             {
