@@ -45,7 +45,8 @@ std::pair<stream_reader, stream_writer> make_handles(std::shared_ptr<connection>
 ///
 /// Cancellation: a cancelled read throws asio::error::operation_aborted and loses nothing; the next read goes on.
 ///
-/// Concurrency: a connection's handles are used on the executor of the coroutine that obtained them.
+/// Concurrency: a connection's handles are used on the executor of the coroutine that obtained them. A copy may be
+/// destroyed on any thread.
 ///
 /// Lifetime: handles are cheap to copy and may be assigned or destroyed while an operation runs. When the last reader
 /// or writer of a connection goes, it is closed as if by stream_writer::close. Like Asio's own objects, handles must

@@ -14,6 +14,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <system_error>
 #include <tuple>
@@ -238,4 +239,46 @@ TEST_CASE("threads: connections that come and go while the server is closed from
                           CHECK_FALSE(server.is_serving());
                           co_await server.wait_closed();
                       });
+}
+
+TEST_CASE("threads: the last handle of a connection goes on any thread")
+{
+    test::run_threads(
+        thread_count,
+        []() -> asio::awaitable<void>
+        {
+            using pair = std::pair<us::stream_reader, us::stream_writer>;
+            std::mutex mutex;
+            std::vector<pair> kept;
+            std::atomic<int> answers = 0;
+            auto keep = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                const std::string line = co_await reader.readline();
+                writer.write(line);
+                const std::lock_guard lock(mutex);
+                kept.emplace_back(std::move(reader), std::move(writer));
+            };
+            us::server server = co_await us::start_server(keep, "127.0.0.1", 0);
+            const std::uint16_t port = server.sockets().at(0).port;
+            asio::io_context& io = *co_await this_io_context();
+            const auto forget = [&]() -> asio::awaitable<void>
+            {
+                for (int i = 0; i < client_count; ++i)
+                {
+                    const std::string answer = co_await test::ask("127.0.0.1", port, "hello\n");
+                    answers += answer == "hello\n";
+                    std::vector<pair> forgotten;
+                    const std::lock_guard lock(mutex);
+                    forgotten.swap(kept);
+                }
+            };
+            std::vector<test::task<void>> clients;
+            for (int i = 0; i < thread_count; ++i)
+                clients.push_back(test::spawn(asio::make_strand(io), forget));
+            for (const auto& client : clients)
+                co_await client.join();
+            CHECK(answers == thread_count * client_count);
+            server.close();
+            co_await server.wait_closed();
+        });
 }

@@ -19,6 +19,7 @@
 #include <asio/socket_base.hpp>
 #include <asio/steady_timer.hpp>
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <limits>
@@ -172,8 +173,8 @@ private:
     template <typename Step>
     asio::awaitable<void> change(std::chrono::steady_clock::duration timeout, errc late, const char* what, Step step);
 
-    unsigned epoch_ = 0;    ///< Counts the changes; handles of an earlier one are void.
-    bool changing_ = false; ///< To TLS or back.
+    std::atomic<unsigned> epoch_ = 0; ///< Counts the changes; handles of an earlier one are void. Read on any thread.
+    bool changing_ = false;           ///< To TLS or back.
     std::weak_ptr<connection> inner_;
 
     std::size_t limit_;

@@ -37,7 +37,7 @@ private:
     std::shared_ptr<T> pointer_;
 };
 
-/// When the last handle goes, the connection is closed.
+/// When the last handle goes, on whatever thread, the connection is closed.
 class handle
 {
 public:

@@ -24,6 +24,7 @@
 #include <asio/use_awaitable.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <new>
@@ -156,7 +157,7 @@ protected:
     const asio::any_io_executor executor_;
     std::shared_ptr<asio::steady_timer> changed_; ///< Cancelled at each change that somebody may wait for.
     bool closing_ = false;
-    bool closed_ = false;
+    std::atomic<bool> closed_ = false; ///< To be read on any thread.
     std::error_code lost_; ///< Why writing is no longer possible.
 
     read_buffer buffer_;
