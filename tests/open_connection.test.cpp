@@ -324,6 +324,7 @@ TEST_CASE("open_connection: options that make no sense are std::invalid_argument
     refused([](auto& o) { o.upgradeable = true; });
     refused([](auto& o) { o.limit = 0; });
     refused([](auto& o) { o.operation_timeout = seconds(0); });
+    refused([](auto& o) { o.server_hostname = "localhost"; });
     refused([](auto& o) { o.connect_timeout = seconds(0); });
     refused([](auto& o) { o.connect_timeout = seconds(-1); });
     refused([](auto& o) { o.happy_eyeballs_delay = seconds(0); });

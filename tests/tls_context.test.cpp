@@ -1219,6 +1219,24 @@ TEST_CASE("contexts: a file that holds no certificate or key is named, with the 
     names_it([&] { us::create_client_context({.ca_file = bad}); });
 }
 
+TEST_CASE("contexts: what is not PEM is said to hold none, and a directory to be one")
+{
+    const test::temporary_directory directory;
+    const std::string bad = directory.write("bad.pem", "no PEM at all\n");
+    auto swapped = localhost();
+    std::swap(swapped.identity.certificate_chain_file, swapped.identity.private_key_file);
+    CHECK_THROWS_WITH(us::create_server_context(swapped), test::contains("holds no certificate in PEM"));
+    auto bad_key = localhost();
+    bad_key.identity.private_key_file = bad;
+    CHECK_THROWS_WITH(us::create_server_context(bad_key), test::contains("holds no private key in PEM"));
+    bad_key.identity.private_key_file = directory.path();
+    CHECK_THROWS_WITH(us::create_server_context(bad_key), test::contains("Is a directory"));
+    bad_key.identity.private_key_file = {};
+    bad_key.identity.private_key_data = "no PEM at all";
+    CHECK_THROWS_WITH(us::create_server_context(bad_key), test::contains("private key data holds no private key"));
+    CHECK_THROWS_WITH(us::create_client_context({.ca_data = "no PEM at all"}), test::contains("holds no CA in PEM"));
+}
+
 TEST_CASE("contexts: a key that does not fit its certificate is named, and so is the certificate")
 {
     auto options = localhost();

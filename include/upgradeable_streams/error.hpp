@@ -62,7 +62,7 @@ inline const std::error_category& category() noexcept
                 return "TLS was started or stopped since; use the reader and writer that start_tls or stop_tls "
                        "returned";
             case errc::plaintext_injection: return "the peer sent plain text where TLS had to begin";
-            case errc::operation_in_progress: return "another operation of this kind is still pending";
+            case errc::operation_in_progress: return "another operation is still pending";
             case errc::connection_closed: return "the connection is closed";
             case errc::stream_unusable:
                 return "an earlier write or handshake was cancelled half-way; close the stream";

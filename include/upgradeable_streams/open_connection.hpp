@@ -57,7 +57,7 @@ struct connection_options
     asio::ssl::context* ssl = nullptr;
     bool upgradeable = false;
 
-    /// The name that the server's certificate must be for; the host unless given.
+    /// The name that the server's certificate must be for; the host unless given. With `ssl` only.
     std::string_view server_hostname = {};
 
     /// As in tls_options, for the FTPS client's data connections.
@@ -127,7 +127,11 @@ namespace detail
 inline connection_settings make_client_settings(const connection_options& options, std::string_view default_hostname)
 {
     if (!options.server_hostname.empty())
+    {
+        if (!options.ssl)
+            throw std::invalid_argument("server_hostname needs ssl: without it the connection is in plain text");
         server_identity::parse(options.server_hostname);
+    }
     auto made = make_settings(options, options.role,
                               options.server_hostname.empty() ? default_hostname : options.server_hostname);
     if (options.resume_from)

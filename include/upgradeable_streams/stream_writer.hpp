@@ -10,6 +10,7 @@
 #include <upgradeable_streams/stream_reader.hpp>
 #include <upgradeable_streams/tls.hpp>
 
+#include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>
 
 #include <algorithm>
@@ -160,6 +161,13 @@ public:
         handle_->check_epoch();
         handle_->connection()->abort();
     }
+
+    /// Where the connection's readers and writers are used. The handler of another hands work to it there, which does
+    /// not throw: `asio::post(writer.get_executor(), [writer, line]() mutable { if (!writer.is_closing())
+    /// writer.write(line); })`, with the writer of after start_tls.
+    ///
+    /// Concurrency: may be called on any thread.
+    asio::any_io_executor get_executor() const { return handle_->connection()->get_executor(); }
 
     bool is_closing() const
     {

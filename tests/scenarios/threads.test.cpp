@@ -8,6 +8,7 @@
 #include <asio/awaitable.hpp>
 #include <asio/error.hpp>
 #include <asio/io_context.hpp>
+#include <asio/post.hpp>
 #include <asio/ssl/context.hpp>
 #include <asio/strand.hpp>
 #include <asio/this_coro.hpp>
@@ -239,6 +240,68 @@ TEST_CASE("threads: connections that come and go while the server is closed from
                           CHECK_FALSE(server.is_serving());
                           co_await server.wait_closed();
                       });
+}
+
+TEST_CASE("threads: handlers write to each other's connections where those are used")
+{
+    constexpr int members = 8;
+    test::run_threads(
+        thread_count,
+        []() -> asio::awaitable<void>
+        {
+            std::mutex mutex;
+            std::vector<us::stream_writer> known;
+            const auto chat = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                co_await reader.readline();
+                std::tie(reader, writer) = co_await writer.start_tls();
+                {
+                    const std::lock_guard lock(mutex);
+                    known.push_back(writer);
+                }
+                for (std::string line; !(line = co_await reader.readline()).empty();)
+                {
+                    const std::lock_guard lock(mutex);
+                    for (const us::stream_writer& each : known)
+                        asio::post(each.get_executor(),
+                                   [to = each, line]() mutable
+                                   {
+                                       if (!to.is_closing())
+                                           to.write(line);
+                                   });
+                }
+            };
+            us::server server = co_await us::start_server(chat, "127.0.0.1", 0,
+                                                          {.ssl = &test::server_context(), .upgradeable = true});
+            const std::uint16_t port = server.sockets().at(0).port;
+            asio::io_context& io = *co_await this_io_context();
+            const auto member = [port]() -> asio::awaitable<int>
+            {
+                auto [reader, writer] = co_await us::open_connection(
+                    "127.0.0.1", port,
+                    {.ssl = &test::client_context(), .upgradeable = true, .server_hostname = "localhost"});
+                writer.write("STARTTLS\n");
+                std::tie(reader, writer) = co_await writer.start_tls();
+                int own = 0;
+                for (int i = 0; i < lines; ++i)
+                {
+                    const std::string said = std::to_string(i) + "\n";
+                    writer.write(said);
+                    own += !(co_await reader.readline()).empty();
+                }
+                co_return own;
+            };
+            std::vector<test::task<int>> chatting;
+            for (int i = 0; i < members; ++i)
+                chatting.push_back(test::spawn(asio::make_strand(io), member));
+            for (auto& each : chatting)
+            {
+                const int heard = co_await each.join();
+                CHECK(heard == lines);
+            }
+            server.close();
+            co_await server.wait_closed();
+        });
 }
 
 TEST_CASE("threads: the last handle of a connection goes on any thread")

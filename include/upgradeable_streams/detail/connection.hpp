@@ -162,7 +162,7 @@ private:
     void throw_if_write_ended() const
     {
         if (write_ended_)
-            throw std::system_error(std::make_error_code(std::errc::broken_pipe), "write after write_eof");
+            throw std::system_error(std::make_error_code(std::errc::broken_pipe), "nothing is sent after write_eof");
     }
 
     asio::awaitable<void> finish_writing();
@@ -316,7 +316,8 @@ inline void connection::check_change() const
 {
     throw_if(changing_, errc::upgrade_in_progress);
     throw_if(closing_, errc::connection_closed);
-    throw_if(reading_, errc::operation_in_progress);
+    if (reading_)
+        throw std::system_error(errc::operation_in_progress, "TLS begins and ends while no read is pending");
     throw_if_write_ended();
 }
 
@@ -362,7 +363,8 @@ inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request
     const auto shake_hands = [this, &request]() -> asio::awaitable<void>
     {
         if (eof_)
-            throw tls_error(asio::error::eof, "TLS upgrade", X509_V_OK, {});
+            throw tls_error(asio::error::eof, "TLS upgrade, before which the peer closed the connection", X509_V_OK,
+                            {});
         std::optional<handshake_limit::place> place;
         if (handshakes_)
         {

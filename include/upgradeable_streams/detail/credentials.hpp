@@ -8,6 +8,7 @@
 #include <asio/ssl/context.hpp>
 #include <asio/ssl/error.hpp>
 #include <openssl/err.h>
+#include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509_vfy.h>
 
@@ -21,14 +22,19 @@
 namespace upgradeable_streams::detail
 {
 
-/// Throws the oldest error in OpenSSL's queue, which is the root of the others.
-[[noreturn]] inline void throw_openssl_error(const std::string& what)
+/// The oldest error in OpenSSL's queue, which is the root of the others.
+inline asio::error_code take_openssl_error()
 {
     const unsigned long error = ERR_get_error();
     ERR_clear_error();
     if (ERR_SYSTEM_ERROR(error))
-        throw std::system_error(ERR_GET_REASON(error), std::generic_category(), what);
-    throw std::system_error(static_cast<int>(error), asio::error::get_ssl_category(), what);
+        return {ERR_GET_REASON(error), std::generic_category()};
+    return {static_cast<int>(error), asio::error::get_ssl_category()};
+}
+
+[[noreturn]] inline void throw_openssl_error(const std::string& what)
+{
+    throw std::system_error(take_openssl_error(), what);
 }
 
 /// What one of two options gives, a path or the text itself, or neither.
@@ -50,6 +56,18 @@ public:
     asio::const_buffer data() const { return asio::buffer(data_); }
     std::string describe() const { return is_file() ? role_ + " file \"" + file_ + "\"" : role_ + " data"; }
 
+    /// Throws why it could not be loaded `purpose`.
+    [[noreturn]] void refuse(const asio::error_code& error, const std::string& purpose = {}) const
+    {
+        const auto code = static_cast<unsigned long>(error.value());
+        const auto is = [code](int library, int reason)
+        { return ERR_GET_LIB(code) == library && ERR_GET_REASON(code) == reason; };
+        const bool is_no_pem =
+            error.category() == asio::error::get_ssl_category() &&
+            (is(ERR_LIB_PEM, PEM_R_NO_START_LINE) || is(ERR_LIB_OSSL_DECODER, ERR_R_UNSUPPORTED));
+        throw std::system_error(error, describe() + (is_no_pem ? " holds no " + role_ + " in PEM" : purpose));
+    }
+
 private:
     std::string role_;
     std::string file_;
@@ -63,9 +81,9 @@ inline void load_certificate_chain(asio::ssl::context& context, const pem_source
     if (!chain.is_file())
         context.use_certificate_chain(chain.data(), error);
     else if (!SSL_CTX_use_certificate_chain_file(context.native_handle(), chain.file().c_str()))
-        throw_openssl_error(chain.describe());
+        error = take_openssl_error();
     if (error)
-        throw std::system_error(error, chain.describe());
+        chain.refuse(error);
 }
 
 inline void refuse_readable(const pem_source& key)
@@ -75,6 +93,8 @@ inline void refuse_readable(const pem_source& key)
     const auto status = std::filesystem::status(key.file(), error);
     if (error)
         throw std::system_error(error, key.describe());
+    if (std::filesystem::is_directory(status))
+        throw std::system_error(std::make_error_code(std::errc::is_a_directory), key.describe());
     if ((status.permissions() & (perms::group_read | perms::others_read)) != perms::none)
         throw std::system_error(std::make_error_code(std::errc::operation_not_permitted),
                                 key.describe() +
@@ -103,22 +123,19 @@ inline void load_private_key(asio::ssl::context& context, const pem_source& key,
                                   });
     ERR_clear_error();
     asio::error_code error;
-    bool loaded = true;
-    if (key.is_file())
-        loaded = SSL_CTX_use_PrivateKey_file(handle, key.file().c_str(), SSL_FILETYPE_PEM);
-    else
+    if (!key.is_file())
         context.use_private_key(key.data(), asio::ssl::context::pem, error);
+    else if (!SSL_CTX_use_PrivateKey_file(handle, key.file().c_str(), SSL_FILETYPE_PEM))
+        error = take_openssl_error();
     SSL_CTX_set_default_passwd_cb(handle, nullptr);
     SSL_CTX_set_default_passwd_cb_userdata(handle, nullptr);
-
-    std::string what = key.describe() + " for " + chain.describe();
-    if ((!loaded || error) && q.asked)
-        what = key.describe() + (password.empty() ? " is encrypted; give private_key_password"
-                                                  : ": private_key_password does not open it");
+    if (error && q.asked)
+        key.refuse(error, password.empty() ? " is encrypted; give private_key_password"
+                                           : ": private_key_password does not open it");
+    if (!error && !SSL_CTX_check_private_key(handle))
+        error = take_openssl_error();
     if (error)
-        throw std::system_error(error, what);
-    if (!loaded || !SSL_CTX_check_private_key(handle))
-        throw_openssl_error(what);
+        key.refuse(error, " for " + chain.describe());
 }
 
 /// Adds certificates to those that verification ends at.
@@ -129,9 +146,9 @@ inline void trust(asio::ssl::context& context, const pem_source& authorities)
     if (!authorities.is_file())
         context.add_certificate_authority(authorities.data(), error);
     else if (!SSL_CTX_load_verify_locations(context.native_handle(), authorities.file().c_str(), nullptr))
-        throw_openssl_error(authorities.describe());
+        error = take_openssl_error();
     if (error)
-        throw std::system_error(error, authorities.describe());
+        authorities.refuse(error);
 }
 
 /// Tells clients whose certificates are accepted.

@@ -244,6 +244,8 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
         std::string what = "TLS upgrade";
         if (reason > SSL_AD_REASON_OFFSET) // an alert was received
             what += ", refused by the peer";
+        if (error == asio::ssl::error::stream_truncated)
+            what += ", during which the peer closed the connection";
         if (!not_tls.empty())
             what += ", answered with \"" + printable(not_tls) + "\"";
         return {error, what, X509_V_OK, not_tls};
