@@ -378,7 +378,8 @@ TEST_CASE("strand: what waits goes with the io_context after an exception too, a
     const auto fail = [&]
     {
         asio::io_context io;
-        make_strand(io)->post([held] {});
+        const auto s = make_strand(io);
+        s->post([s, held] {});
         CHECK(held.use_count() == 2);
         throw std::runtime_error("thrown while it waits");
     };

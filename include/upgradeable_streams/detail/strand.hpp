@@ -9,7 +9,6 @@
 
 #include <atomic>
 #include <cstddef>
-#include <exception>
 #include <memory>
 #include <new>
 #include <type_traits>
@@ -63,7 +62,12 @@ public:
     void dispatch(Function&& function)
     {
         if (auto first = take_or_add(std::forward<Function>(function)))
-            start(std::move(first), [this] { asio::dispatch(inner_, runner(shared_from_this())); });
+            start(std::move(first),
+                  [this]
+                  {
+                      const handover now(*this);
+                      asio::dispatch(inner_, runner(shared_from_this()));
+                  });
     }
 
     bool runs_here() const
@@ -99,7 +103,8 @@ private:
         Function function;
     };
 
-    /// Runs what waits. Destroyed with an io_context it destroys that, which may own the strand.
+    /// Runs what waits. Destroyed with an io_context it destroys that, which may own the strand; where it could not be
+    /// handed over, what waits is still its owner's.
     class runner
     {
     public:
@@ -109,7 +114,7 @@ private:
 
         ~runner()
         {
-            if (strand_ && std::uncaught_exceptions() <= exceptions_)
+            if (strand_ && handover::innermost() != strand_.get())
                 strand_->drop_waiting();
         }
 
@@ -121,7 +126,25 @@ private:
 
     private:
         std::shared_ptr<strand> strand_;
-        int exceptions_ = std::uncaught_exceptions();
+    };
+
+    /// The time in which a thread hands a runner over to the inner executor. Exceptions do not tell it: an io_context
+    /// may go while one passes.
+    struct handover
+    {
+        explicit handover(const strand& s) : outer(innermost()) { innermost() = &s; }
+        ~handover() { innermost() = outer; }
+
+        handover(const handover&) = delete;
+        handover& operator=(const handover&) = delete;
+
+        static const strand*& innermost()
+        {
+            static thread_local const strand* current = nullptr;
+            return current;
+        }
+
+        const strand* const outer;
     };
 
     /// The time that a thread is in the strand, which it leaves to what waits, or free.
@@ -217,6 +240,7 @@ private:
 
     void go_on()
     {
+        const handover now(*this);
         asio::post(inner_, runner(shared_from_this()));
     }
 
