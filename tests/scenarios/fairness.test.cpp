@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -241,4 +242,87 @@ TEST_CASE("fairness: while 60,000 requests that came together are answered, the 
         });
     CHECK(answers == count);
     CHECK(most < count / 4 * 3);
+}
+
+TEST_CASE("fairness: while a peer sends KeyUpdates with a byte between here and there, the others have their turn")
+{
+    const bool into_memory = GENERATE(false, true);
+    CAPTURE(into_memory);
+    constexpr std::size_t bytes = 30;
+    constexpr std::size_t updates_between = 350;
+    constexpr std::size_t most = 128 * 1024 / (27 * updates_between); // in a turn
+    std::size_t read = 0;
+    std::size_t turns = 0;
+    std::size_t most_at_once = 0;
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            std::size_t sent = std::numeric_limits<std::size_t>::max();
+            const auto read_all = [&](us::stream_reader reader, us::stream_writer writer) -> awaitable<void>
+            {
+                const auto executor = co_await asio::this_coro::executor;
+                const int descriptor = *writer.get_extra_info<"socket">();
+                const int room = 1024 * 1024;
+                ::setsockopt(descriptor, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
+                const auto has_come = [&]
+                {
+                    int size = 0;
+                    return ::ioctl(descriptor, FIONREAD, &size) == 0 && std::size_t(size) >= sent;
+                };
+                co_await test::eventually(has_come);
+                const auto count = [&]() -> awaitable<void>
+                {
+                    while (read < bytes)
+                    {
+                        co_await test::turns(1);
+                        ++turns;
+                    }
+                };
+                const auto counting = test::spawn(executor, count);
+                std::string memory(100, '\0');
+                while (read < bytes)
+                {
+                    std::size_t size = 0;
+                    if (into_memory)
+                        size = co_await reader.readinto(memory);
+                    else
+                    {
+                        const std::string piece = co_await reader.read(memory.size());
+                        size = piece.size();
+                    }
+                    read += size;
+                    most_at_once = std::max(most_at_once, size);
+                }
+                co_await counting.join();
+            };
+            us::server server =
+                co_await us::start_server(read_all, "127.0.0.1", 0, {.ssl = &test::server_context()});
+            const auto talk = [&, endpoint = test::endpoint_of(server)]
+            {
+                raw_peer peer = raw_peer::connect(endpoint);
+                peer.tls_connect(test::localhost_client());
+                std::string flood = peer.tls_unsent(
+                    [&]
+                    {
+                        for (std::size_t i = 0; i < bytes; ++i)
+                        {
+                            for (std::size_t j = 0; j < updates_between; ++j)
+                                peer.key_update(false);
+                            peer.tls_write("x");
+                        }
+                    });
+                return std::pair(std::move(peer), std::move(flood));
+            };
+            auto [peer, flood] = co_await test::joined(test::run_in_thread(talk));
+            auto sending = test::run_in_thread([&, &one = peer, &all = flood] { one.send_all(all); });
+            co_await test::joined(std::move(sending));
+            sent = flood.size();
+            co_await test::eventually([&] { return read == bytes; });
+            peer.close();
+            server.close();
+            co_await server.wait_closed();
+        });
+    CHECK(read == bytes);
+    CHECK(most_at_once <= most);
+    CHECK(turns >= bytes / most);
 }

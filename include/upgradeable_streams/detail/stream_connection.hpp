@@ -77,7 +77,8 @@ private:
         if (!state->plain())
         {
             size = state->read_now(buffer, error, get_executor());
-            is_dry_ = !error && !state->tls()->core().engine.has_input();
+            const auto& engine = state->tls()->core().engine;
+            is_dry_ = !error && (engine.is_spent() || !engine.has_input());
             return size;
         }
         error = asio::error::would_block;

@@ -180,6 +180,7 @@ public:
     asio::error_code received(const asio::error_code& given, std::size_t size)
     {
         const asio::error_code error = as_aborted(given);
+        engine.begin_turn();
         if (error == asio::error::operation_aborted || is_transient(error))
             return error;
         if (error)

@@ -91,6 +91,12 @@ public:
                (SSL_get_shutdown(ssl_.get()) & SSL_RECEIVED_SHUTDOWN);
     }
 
+    /// To be called when others have had their turn.
+    void begin_turn() { budget_ = large_read; }
+
+    /// Whether a read has ended for others to have theirs: the peer sends much that is no data, as KeyUpdates.
+    bool is_spent() const { return budget_ == 0; }
+
     /// Whether the descriptor may hold bytes. While it may, what is fed can be less than what has come.
     void may_hold(bool on) { may_hold_ = on; }
 
@@ -152,7 +158,6 @@ public:
                 break;
             }
             std::size_t step = 0;
-            budget_ = large_read;
             error = outcome(
                 [&]
                 {
@@ -160,6 +165,7 @@ public:
                                        &step);
                 });
             size += step;
+            budget_ = std::min(budget_ + step, large_read);
             brings_data_ = step > 0;
         }
         if (error != asio::error::would_block)
@@ -395,7 +401,7 @@ private:
     int descriptor_ = invalid_descriptor;
     bool may_hold_ = true;
     bool brings_data_ = false; ///< The last read did, not only records that OpenSSL keeps to itself.
-    std::size_t budget_ = large_read; ///< What one read may receive before others have their turn.
+    std::size_t budget_ = large_read; ///< How much more than data may be received before others have their turn.
     bool is_open_ = false;
     std::string_view input_;
     std::string rest_; ///< What input_ views when the descriptor gave too much.

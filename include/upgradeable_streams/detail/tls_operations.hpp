@@ -43,7 +43,7 @@ struct tls_read_operation
             else if (is_transient(error) || error == asio::error::in_progress)
                 result = error;
             break;
-        case starting: break;
+        case starting: core->engine.begin_turn(); break;
         case completing: return self.complete(result, size);
         }
         if (result)
