@@ -5,11 +5,13 @@
 
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/handle.hpp>
+#include <upgradeable_streams/detail/wait.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/string_list.hpp>
 
 #include <asio/awaitable.hpp>
 #include <asio/buffer.hpp>
+#include <asio/this_coro.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -181,11 +183,12 @@ inline asio::awaitable<std::string> stream_reader::read(shared_handle handle, st
 {
     detail::connection& c = **handle;
     const detail::connection::read_guard guard(c, handle->epoch());
+    const detail::cancellation_watch cancellation(co_await asio::this_coro::cancellation_state);
     while (size > 0 && !c.eof() && (size == until_eof || c.received().empty()))
         if (!c.receive_now())
         {
             const detail::read_result result = co_await c.wait_to_receive();
-            c.receive(result);
+            c.receive(result, cancellation.was_cancelled());
         }
     co_return c.take(size);
 }
@@ -194,6 +197,7 @@ inline asio::awaitable<std::size_t> stream_reader::readinto(shared_handle handle
 {
     detail::connection& c = **handle;
     const detail::connection::read_guard guard(c, handle->epoch());
+    const detail::cancellation_watch cancellation(co_await asio::this_coro::cancellation_state);
     while (!memory.empty() && c.received().empty() && !c.eof())
     {
         const std::size_t size = c.read_now(asio::buffer(memory.data(), memory.size()));
@@ -202,7 +206,7 @@ inline asio::awaitable<std::size_t> stream_reader::readinto(shared_handle handle
         if (c.eof())
             break;
         const detail::read_result result = co_await c.wait_to_receive();
-        c.receive(result);
+        c.receive(result, cancellation.was_cancelled());
     }
     const std::size_t size = c.received().copy(memory.data(), memory.size());
     c.discard(size);
@@ -213,6 +217,7 @@ inline asio::awaitable<std::string> stream_reader::readexactly(shared_handle han
 {
     detail::connection& c = **handle;
     const detail::connection::read_guard guard(c, handle->epoch());
+    const detail::cancellation_watch cancellation(co_await asio::this_coro::cancellation_state);
     while (c.received().size() < size)
     {
         if (c.eof())
@@ -220,7 +225,7 @@ inline asio::awaitable<std::string> stream_reader::readexactly(shared_handle han
         if (c.receive_now())
             continue;
         const detail::read_result result = co_await c.wait_to_receive();
-        c.receive(result);
+        c.receive(result, cancellation.was_cancelled());
     }
     co_return c.take(size);
 }
@@ -230,10 +235,11 @@ asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Sep
 {
     detail::connection& c = **handle;
     const detail::connection::read_guard guard(c, handle->epoch());
+    const detail::cancellation_watch cancellation(co_await asio::this_coro::cancellation_state);
     if (!c.has_turn())
     {
         const detail::read_result result = co_await c.wait_for_turn();
-        c.receive(result);
+        c.receive(result, cancellation.was_cancelled());
     }
     const std::size_t limit = c.limit();
     std::size_t from = 0;
@@ -260,7 +266,7 @@ asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Sep
         if (c.receive_now())
             continue;
         const detail::read_result result = co_await c.wait_to_receive();
-        c.receive(result);
+        c.receive(result, cancellation.was_cancelled());
     }
 }
 

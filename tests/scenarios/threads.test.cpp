@@ -3,7 +3,9 @@
 #include "support/catch.hpp"
 #include "support/deadline.hpp"
 #include "support/echo_server.hpp"
+#include "support/raw_peer.hpp"
 #include "support/run.hpp"
+#include "support/thread.hpp"
 
 #include <asio/awaitable.hpp>
 #include <asio/error.hpp>
@@ -14,8 +16,10 @@
 #include <asio/this_coro.hpp>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <tuple>
@@ -343,5 +347,64 @@ TEST_CASE("threads: the last handle of a connection goes on any thread")
             CHECK(answers == thread_count * client_count);
             server.close();
             co_await server.wait_closed();
+        });
+}
+
+TEST_CASE("threads: a read that is cancelled while its line comes leaves the line to the next")
+{
+    test::run_threads(
+        thread_count,
+        []() -> asio::awaitable<void>
+        {
+            constexpr int rounds = 20;
+            std::optional<test::raw_peer> peer;
+            std::atomic<bool> is_connected = false;
+            std::vector<std::error_code> outcomes;
+            std::vector<std::string> left;
+            const auto is_taken = [](int descriptor)
+            {
+                int size = 0;
+                return ::ioctl(descriptor, FIONREAD, &size) == 0 && size == 0;
+            };
+            const auto cancel_reads = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                const auto executor = co_await asio::this_coro::executor;
+                const int descriptor = *writer.get_extra_info<"socket">();
+                co_await test::eventually([&] { return is_connected.load(); });
+                for (int i = 0; i < rounds; ++i)
+                {
+                    const auto reading = test::spawn(executor, [&] { return reader.readline(); });
+                    co_await test::turns();
+                    // The line is received on another thread, and waits there for the strand on which this runs.
+                    peer->send_all("line\n");
+                    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(100);
+                    while (!is_taken(descriptor) && std::chrono::steady_clock::now() < end)
+                    {
+                    }
+                    reading.cancel();
+                    std::error_code outcome;
+                    try
+                    {
+                        left.push_back(co_await reading.join());
+                    }
+                    catch (const std::system_error& error)
+                    {
+                        outcome = error.code();
+                    }
+                    outcomes.push_back(outcome);
+                    if (outcome)
+                        left.push_back(co_await reader.readline());
+                }
+            };
+            us::server server = co_await us::start_server(cancel_reads, "127.0.0.1", 0);
+            peer.emplace(test::raw_peer::connect(test::endpoint_of(server)));
+            is_connected = true;
+            const std::string rest = co_await test::joined(test::run_in_thread([&] { return peer->recv_all(); }));
+            server.close();
+            co_await server.wait_closed();
+            CHECK(rest.empty());
+            const std::error_code aborted = asio::error::operation_aborted;
+            CHECK(outcomes == std::vector<std::error_code>(rounds, aborted));
+            CHECK(left == std::vector<std::string>(rounds, "line\n"));
         });
 }

@@ -86,8 +86,8 @@ public:
     bool has_turn() const { return spent_ < turn_size; }
     asio::awaitable<read_result> wait_for_turn();
 
-    /// To be called with what a read was told by either.
-    void receive(const read_result& result);
+    /// To be called with what a read was told by either. One that was cancelled meanwhile leaves what came to the next.
+    void receive(const read_result& result, bool was_cancelled = false);
 
     // Writing: what is queued is sent, without a further call, once control is back at the event loop.
 
@@ -329,7 +329,7 @@ inline asio::awaitable<read_result> transport::wait_for_turn()
         asio::use_awaitable);
 }
 
-inline void transport::receive(const read_result& result)
+inline void transport::receive(const read_result& result, bool was_cancelled)
 {
     throw_if(closing_, errc::connection_closed);
     buffer_.commit(result.size);
@@ -345,6 +345,8 @@ inline void transport::receive(const read_result& result)
             lose(result.error);
         throw std::system_error(result.error);
     }
+    if (was_cancelled)
+        throw std::system_error(asio::error::operation_aborted);
 }
 
 inline void transport::write(std::string_view data)

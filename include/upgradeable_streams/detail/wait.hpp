@@ -1,9 +1,10 @@
 /// @file
-/// Waiting for a change that somebody tells by cancelling a timer.
+/// Waiting for a change that somebody tells by cancelling a timer, and what cancels a wait.
 #ifndef UPGRADEABLE_STREAMS_DETAIL_WAIT_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_WAIT_HPP
 
 #include <asio/awaitable.hpp>
+#include <asio/cancellation_state.hpp>
 #include <asio/cancellation_type.hpp>
 #include <asio/error.hpp>
 #include <asio/redirect_error.hpp>
@@ -25,6 +26,19 @@ inline asio::awaitable<void> wait(asio::steady_timer& timer)
     if (cancellation.cancelled() != asio::cancellation_type::none)
         throw std::system_error(asio::error::operation_aborted);
 }
+
+/// Tells whether a coroutine was cancelled since this was made, though what it waited for came first.
+class cancellation_watch
+{
+public:
+    explicit cancellation_watch(const asio::cancellation_state& state) : state_(state), before_(state.cancelled()) {}
+
+    bool was_cancelled() const { return state_.cancelled() != before_; }
+
+private:
+    asio::cancellation_state state_;
+    asio::cancellation_type before_;
+};
 
 } // namespace upgradeable_streams::detail
 
