@@ -334,6 +334,7 @@ TEST_CASE("tls_stream: over a socket that does not block, would_block is no fail
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
     test::shrink_buffers(socket.native_handle());
+    test::shrink_buffers(raw.descriptor());
     std::promise<void> read_on;
     const std::string data = test::pattern(3).bytes(0, 4'000'000);
     auto peer = play_tls(std::move(raw), tls_role::client,
@@ -1405,6 +1406,7 @@ TEST_CASE("tls_stream: a blocking shutdown that cannot send yet is would_block, 
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
     test::shrink_buffers(socket.native_handle());
+    test::shrink_buffers(raw.descriptor());
     std::promise<void> read_on;
     const std::string data(200'000, 'd');
     auto peer = play(std::move(raw),
@@ -1442,6 +1444,7 @@ TEST_CASE("tls_stream: a write that is made again for less tells no more than th
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
     test::shrink_buffers(socket.native_handle());
+    test::shrink_buffers(raw.descriptor());
     std::promise<void> read_on;
     const std::string data = test::pattern(3).bytes(0, 200'000);
     auto peer = play_tls(std::move(raw), tls_role::client,

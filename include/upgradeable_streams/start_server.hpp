@@ -200,6 +200,9 @@ private:
 ///
 /// Errors: std::invalid_argument at the call for options that make no sense, `upgradeable` without `ssl` and
 /// `detect_tls` without `upgradeable` among them; std::system_error that names the address that cannot be bound.
+///
+/// Concurrency: connections run on the executor of the coroutine that awaits, each on a strand of its own; where that
+/// executor is a strand itself, one handler runs at a time.
 inline asio::awaitable<server> start_server(connection_handler handler, string_list hosts, port_number port,
                                             const server_options& options = {})
 {

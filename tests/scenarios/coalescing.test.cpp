@@ -308,7 +308,6 @@ TEST_CASE("coalescing: what a handler writes to another connection leaves in one
                 });
             us::connection_options options;
             options.ssl = tls ? &test::client_context() : nullptr;
-            options.server_hostname = "localhost";
             auto [other_reader, other_writer] = co_await us::open_connection("127.0.0.1", listener.port(), options);
             raw_peer peer = co_await joined(std::move(accepted));
             std::optional<test::task<void>> reading;
@@ -443,7 +442,6 @@ TEST_CASE("coalescing: what is written before the last handle is dropped arrives
                 });
             us::connection_options options;
             options.ssl = tls ? &test::client_context() : nullptr;
-            options.server_hostname = "localhost";
             {
                 auto [reader, writer] = co_await us::open_connection("127.0.0.1", listener.port(), options);
                 if (after_a_read)

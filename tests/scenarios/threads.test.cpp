@@ -8,12 +8,14 @@
 #include "support/thread.hpp"
 
 #include <asio/awaitable.hpp>
+#include <asio/co_spawn.hpp>
 #include <asio/error.hpp>
 #include <asio/io_context.hpp>
 #include <asio/post.hpp>
 #include <asio/ssl/context.hpp>
 #include <asio/strand.hpp>
 #include <asio/this_coro.hpp>
+#include <asio/use_awaitable.hpp>
 
 #include <atomic>
 #include <chrono>
@@ -25,6 +27,8 @@
 #include <tuple>
 #include <utility>
 #include <vector>
+
+#include <sys/ioctl.h>
 
 namespace us = upgradeable_streams;
 
@@ -40,6 +44,15 @@ asio::awaitable<asio::io_context*> this_io_context()
 {
     const auto executor = co_await asio::this_coro::executor;
     co_return &static_cast<asio::io_context&>(asio::query(executor, asio::execution::context));
+}
+
+/// Starts a server whose handlers run at the same time; that of a coroutine on a strand has one run at a time.
+asio::awaitable<us::server> start_on_threads(us::connection_handler handler, us::server_options options = {})
+{
+    asio::io_context& io = *co_await this_io_context();
+    us::server made =
+        co_await asio::co_spawn(io, us::start_server(handler, "127.0.0.1", 0, options), asio::use_awaitable);
+    co_return made;
 }
 
 /// Exchanges lines in plain text, upgrades, and exchanges lines in TLS.
@@ -79,9 +92,8 @@ TEST_CASE("threads: clients on strands of their own upgrade and talk while certi
             asio::ssl::context ssl[] = {test::make_server_context(), test::make_server_context()};
             asio::ssl::context client_ssl = test::make_client_context();
             const test::error_log errors;
-            us::server server = co_await us::start_server(
-                test::echo, "127.0.0.1", 0,
-                {.ssl = &ssl[0], .upgradeable = true, .max_handshakes = 8, .error_handler = errors});
+            us::server server = co_await start_on_threads(
+                test::echo, {.ssl = &ssl[0], .upgradeable = true, .max_handshakes = 8, .error_handler = errors});
             const std::uint16_t port = server.sockets().at(0).port;
             asio::io_context& io = *co_await this_io_context();
 
@@ -129,8 +141,8 @@ TEST_CASE("threads: a server that closes under its clients' hands ends every one
             asio::ssl::context server_ssl = test::make_server_context();
             asio::ssl::context client_ssl = test::make_client_context();
             const test::error_log errors;
-            us::server server = co_await us::start_server(
-                test::echo, "127.0.0.1", 0, {.ssl = &server_ssl, .upgradeable = true, .error_handler = errors});
+            us::server server = co_await start_on_threads(
+                test::echo, {.ssl = &server_ssl, .upgradeable = true, .error_handler = errors});
             const std::uint16_t port = server.sockets().at(0).port;
             asio::io_context& io = *co_await this_io_context();
 
@@ -194,7 +206,7 @@ TEST_CASE("threads: reads that are cancelled at any moment, those that let other
                     cancelled += error == asio::error::operation_aborted;
                 }
             };
-            us::server server = co_await us::start_server(cancel_reads, "127.0.0.1", 0);
+            us::server server = co_await start_on_threads(cancel_reads);
             const std::uint16_t port = server.sockets().at(0).port;
             asio::io_context& io = *co_await this_io_context();
             std::vector<test::task<std::string>> clients;
@@ -213,8 +225,7 @@ TEST_CASE("threads: connections that come and go while the server is closed from
     test::run_threads(thread_count,
                       []() -> asio::awaitable<void>
                       {
-                          us::server server =
-                              co_await us::start_server(test::echo, "127.0.0.1", 0, {.max_connections = 8});
+                          us::server server = co_await start_on_threads(test::echo, {.max_connections = 8});
                           const std::uint16_t port = server.sockets().at(0).port;
                           asio::io_context& io = *co_await this_io_context();
                           std::atomic<int> served = 0;
@@ -275,8 +286,7 @@ TEST_CASE("threads: handlers write to each other's connections where those are u
                                    });
                 }
             };
-            us::server server = co_await us::start_server(chat, "127.0.0.1", 0,
-                                                          {.ssl = &test::server_context(), .upgradeable = true});
+            us::server server = co_await start_on_threads(chat, {.ssl = &test::server_context(), .upgradeable = true});
             const std::uint16_t port = server.sockets().at(0).port;
             asio::io_context& io = *co_await this_io_context();
             const auto member = [port]() -> asio::awaitable<int>
@@ -325,7 +335,7 @@ TEST_CASE("threads: the last handle of a connection goes on any thread")
                 const std::lock_guard lock(mutex);
                 kept.emplace_back(std::move(reader), std::move(writer));
             };
-            us::server server = co_await us::start_server(keep, "127.0.0.1", 0);
+            us::server server = co_await start_on_threads(keep);
             const std::uint16_t port = server.sockets().at(0).port;
             asio::io_context& io = *co_await this_io_context();
             const auto forget = [&]() -> asio::awaitable<void>
@@ -396,7 +406,7 @@ TEST_CASE("threads: a read that is cancelled while its line comes leaves the lin
                         left.push_back(co_await reader.readline());
                 }
             };
-            us::server server = co_await us::start_server(cancel_reads, "127.0.0.1", 0);
+            us::server server = co_await start_on_threads(cancel_reads);
             peer.emplace(test::raw_peer::connect(test::endpoint_of(server)));
             is_connected = true;
             const std::string rest = co_await test::joined(test::run_in_thread([&] { return peer->recv_all(); }));
