@@ -3,6 +3,7 @@
 #include "support/catch.hpp"
 #include "support/deadline.hpp"
 #include "support/echo_server.hpp"
+#include "support/flood.hpp"
 #include "support/raw_peer.hpp"
 #include "support/run.hpp"
 #include "support/thread.hpp"
@@ -19,6 +20,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <future>
 #include <cstdint>
 #include <mutex>
 #include <optional>
@@ -28,7 +30,9 @@
 #include <utility>
 #include <vector>
 
+#include <poll.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 
 namespace us = upgradeable_streams;
 
@@ -416,5 +420,74 @@ TEST_CASE("threads: a read that is cancelled while its line comes leaves the lin
             const std::error_code aborted = asio::error::operation_aborted;
             CHECK(outcomes == std::vector<std::error_code>(rounds, aborted));
             CHECK(left == std::vector<std::string>(rounds, "line\n"));
+        });
+}
+
+TEST_CASE("threads: peers that ask for KeyUpdates and read no more than they have to, while both sides write")
+{
+    test::run_threads(
+        thread_count,
+        []() -> asio::awaitable<void>
+        {
+            constexpr int updates = 24'000; // whose replies are more than the sockets hold, and than is kept of them
+            std::atomic<int> heard = 0;
+            const auto write_beside = [&heard](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                const auto executor = co_await asio::this_coro::executor;
+                test::shrink_buffers(*writer.get_extra_info<"socket">());
+                const auto reading = test::spawn(executor, [&] { return reader.readline(); });
+                while (!reading.done())
+                {
+                    writer.write("x");
+                    co_await writer.drain();
+                    co_await test::turns(1);
+                }
+                heard += co_await reading.join() == "bye\n";
+                writer.abort();
+            };
+            asio::ssl::context ssl = test::make_server_context();
+            us::server server = co_await start_on_threads(write_beside, {.ssl = &ssl});
+            const auto talk = [endpoint = test::endpoint_of(server)]
+            {
+                test::raw_peer peer = test::raw_peer::connect(endpoint);
+                test::shrink_buffers(peer.descriptor());
+                peer.tls_connect(test::localhost_client());
+                const std::string sent = peer.tls_unsent(
+                    [&]
+                    {
+                        for (int i = 0; i < updates; ++i)
+                            peer.key_update(true);
+                        peer.tls_write("bye\n");
+                    });
+                int patience = 300; // until the server certainly reads no more
+                for (std::string_view rest = sent; !rest.empty();)
+                {
+                    const ssize_t size =
+                        ::send(peer.descriptor(), rest.data(), rest.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+                    rest.remove_prefix(size > 0 ? std::size_t(size) : 0);
+                    pollfd writable = {peer.descriptor(), POLLOUT, 0};
+                    if (size > 0 || ::poll(&writable, 1, patience) > 0)
+                        continue;
+                    patience = 1;
+                    peer.recv_some(4096);
+                }
+                try
+                {
+                    while (!peer.recv_some(4096).empty())
+                    {
+                    }
+                }
+                catch (const std::system_error&) // reset
+                {
+                }
+            };
+            std::vector<std::future<void>> talking;
+            for (int i = 0; i < thread_count; ++i)
+                talking.push_back(test::run_in_thread(talk));
+            for (auto& each : talking)
+                co_await test::joined(std::move(each));
+            server.close();
+            co_await server.wait_closed();
+            CHECK(heard == thread_count);
         });
 }
