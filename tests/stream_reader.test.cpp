@@ -1037,7 +1037,7 @@ TEST_CASE("reader: a read that takes longer than operation_timeout ends, and the
                     if (!any_byte_will_do)
                         link.send(next);
                 }
-                link.writer.set_operation_timeout({});
+                link.writer.set_operation_timeout(1h);
                 link.send("456789\n");
                 link.end();
                 const std::string all = co_await link.reader.read();

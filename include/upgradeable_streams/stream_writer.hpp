@@ -114,8 +114,7 @@ public:
     }
 
     /// How long a read or a drain of this connection may take, each as a whole, from the next one on; for ever without.
-    /// One that takes longer ends with errc::operation_timeout and loses nothing; the connection stays open. What is
-    /// pending at the call is no longer ended.
+    /// One that takes longer ends with errc::operation_timeout and loses nothing; the connection stays open.
     ///
     /// Errors: std::invalid_argument unless it is greater than zero.
     void set_operation_timeout(std::optional<std::chrono::steady_clock::duration> timeout)

@@ -85,10 +85,11 @@ public:
     /// How long a read or a drain may take, from the next on.
     void set_operation_timeout(const std::optional<std::chrono::steady_clock::duration>& timeout)
     {
-        time_limit_ = timeout ? std::make_shared<time_limit>(*timeout, changed_) : nullptr;
+        if (timeout && !time_limit_)
+            time_limit_ = std::make_shared<time_limit>(changed_);
+        if (time_limit_)
+            time_limit_->set(timeout);
     }
-
-    bool is_read_late() const { return transport::is_read_late(); }
 
     /// Has a pending read end with asio::error::operation_aborted, at once or where it would wait next.
     void cancel_read()

@@ -11,6 +11,8 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <new>
+#include <optional>
 #include <utility>
 
 namespace upgradeable_streams::detail
@@ -27,15 +29,20 @@ public:
     static constexpr clock::time_point never = clock::time_point::max();
 
     /// `changed` is what drains wait on.
-    time_limit(clock::duration each, std::shared_ptr<asio::steady_timer> changed)
-        : each_(each), changed_(std::move(changed)), timer_(changed_->get_executor())
+    explicit time_limit(std::shared_ptr<asio::steady_timer> changed)
+        : changed_(std::move(changed)), timer_(changed_->get_executor())
     {
     }
 
-    clock::duration each() const { return each_; }
+    /// For operations that begin from now on.
+    void set(const std::optional<clock::duration>& each) { each_ = each; }
+    const std::optional<clock::duration>& each() const { return each_; }
 
     /// Of an operation that begins now.
-    clock::time_point end() const { return clock::now() + std::min<clock::duration>(each_, std::chrono::years(1)); }
+    clock::time_point end() const
+    {
+        return each_ ? clock::now() + std::min<clock::duration>(*each_, std::chrono::years(1)) : never;
+    }
 
     void begin_read()
     {
@@ -68,18 +75,18 @@ private:
     {
         const auto now = clock::now();
         const auto next = std::min(read_end_ > now ? read_end_ : never, drain_end_);
-        if (running_ || next == never)
+        if (next == never || (running_ && timer_.expiry() <= next))
             return;
+        running_ = false;
         timer_.expires_at(next);
         timer_.async_wait(
             [weak = weak_from_this()](const asio::error_code& error)
             {
-                if (const auto self = weak.lock())
-                {
-                    self->running_ = false;
-                    if (!error)
-                        self->expired();
-                }
+                const auto self = weak.lock();
+                if (error || !self)
+                    return;
+                self->running_ = false;
+                self->expired();
             });
         running_ = true;
     }
@@ -93,10 +100,16 @@ private:
         }
         if (is_read_late())
             read_signal_.emit(asio::cancellation_type::terminal);
-        run();
+        try
+        {
+            run();
+        }
+        catch (const std::bad_alloc&) // the next operation tries again
+        {
+        }
     }
 
-    const clock::duration each_;
+    std::optional<clock::duration> each_;
     clock::time_point read_end_ = never;
     clock::time_point drain_end_ = never;
     std::shared_ptr<asio::steady_timer> changed_;

@@ -86,6 +86,9 @@ public:
     bool has_turn() const { return spent_ < turn_size; }
     asio::awaitable<read_result> wait_for_turn();
 
+    /// Whether the read that is pending has taken longer than it may.
+    bool is_read_late() const { return time_limit_ && time_limit_->is_read_late(); }
+
     /// To be called with what a read was told by either. One that was cancelled meanwhile leaves what came to the next.
     void receive(const read_result& result, bool was_cancelled = false);
 
@@ -145,7 +148,6 @@ protected:
     std::size_t queued() const { return queue_.size() + unsent_; }
     void send();
     asio::awaitable<void> wait_change() { return wait(*changed_); }
-    bool is_read_late() const { return time_limit_ && time_limit_->is_read_late(); }
 
     /// To be read before all that the stream holds.
     void put_back(std::string_view bytes)
@@ -164,7 +166,7 @@ protected:
     bool eof_ = false;
     bool is_dry_ = false; ///< There is nothing more to be told of the stream before it was waited for.
     bool read_cancelled_ = false; ///< Between two waits, the next of which is not to begin.
-    std::shared_ptr<time_limit> time_limit_; ///< Null where there is none.
+    std::shared_ptr<time_limit> time_limit_; ///< Null where there was none yet. It stays, for reads that are under way.
 
     send_queue queue_;
     std::size_t high_ = 64 * 1024;
@@ -484,8 +486,8 @@ inline asio::awaitable<void> transport::drain()
     const auto end = time_limit_ ? time_limit_->end() : time_limit::never;
     while (paused_ && !lost_ && !closed_)
     {
-        throw_if(time_limit_ && end <= time_limit::clock::now(), errc::operation_timeout);
-        if (time_limit_)
+        throw_if(end <= time_limit::clock::now(), errc::operation_timeout);
+        if (end != time_limit::never)
             time_limit_->wake_drain(end);
         co_await wait_change();
     }
