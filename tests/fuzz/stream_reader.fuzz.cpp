@@ -1,5 +1,5 @@
 // The reads of a stream_reader against a model, over a real socket: the model knows what each receive brings, for the
-// next chunk is sent when a read waits for it.
+// next chunk is sent when a read waits for it, and is no more than what a read that waits has room for.
 
 #include "input.hpp"
 #include "support/socket_pair.hpp"
@@ -239,7 +239,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     }
     std::vector<std::string> chunks;
     while (!input.empty())
-        if (const auto bytes = input.bytes(1 + input.below(2048)); !bytes.empty())
+        if (const auto bytes = input.bytes(1 + input.below(us::detail::read_buffer::small_size)); !bytes.empty())
             chunks.emplace_back(bytes);
 
     asio::io_context io;
