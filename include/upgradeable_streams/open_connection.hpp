@@ -159,7 +159,6 @@ template <typename Socket>
 asio::awaitable<std::pair<stream_reader, stream_writer>> pair_up(Socket socket, connection_settings settings, bool tls)
 {
     const auto c = std::make_shared<stream_connection<Socket>>(std::move(socket), settings);
-    c->set_operation_timeout(settings.operation_timeout);
     if (tls)
         co_await c->upgrade(std::make_unique<upgrade_request>(settings.tls, tls_options{}, true));
     co_return make_handles(c, c->epoch());

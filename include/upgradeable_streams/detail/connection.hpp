@@ -134,7 +134,10 @@ public:
         throw_if(!is_tls(), errc::not_tls);
     }
 
-    connection_settings settings_inside() const { return {settings(), limit_, {}, handshakes_, {}}; }
+    connection_settings settings_inside() const
+    {
+        return {settings(), limit_, time_limit_ ? time_limit_->each() : std::nullopt, handshakes_, {}};
+    }
 
     /// Upgrades the inner connection, as `upgrade` does this one.
     asio::awaitable<void> upgrade_inner(std::shared_ptr<connection> inner, std::unique_ptr<upgrade_request> request);
@@ -149,6 +152,7 @@ protected:
     connection(const asio::any_io_executor& executor, const connection_settings& settings)
         : transport(executor, settings.strand), limit_(settings.limit), handshakes_(settings.handshakes)
     {
+        set_operation_timeout(settings.operation_timeout);
     }
 
     std::optional<socket_address> peername_;
@@ -404,8 +408,6 @@ inline asio::awaitable<void> connection::upgrade_inner(std::shared_ptr<connectio
         inner->put_back(received());
         discard(received().size());
         inner->set_write_buffer_limits(high_, low_);
-        if (time_limit_)
-            inner->set_operation_timeout(time_limit_->each());
         inner_ = inner;
         co_await inner->upgrade(std::move(request));
     };

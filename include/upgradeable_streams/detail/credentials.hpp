@@ -53,7 +53,20 @@ public:
     bool empty() const { return file_.empty() && data_.empty(); }
     bool is_file() const { return !file_.empty(); }
     const std::string& file() const { return file_; }
-    asio::const_buffer data() const { return asio::buffer(data_); }
+
+    /// Calls `from_file(path)`, a function of OpenSSL's, or `from_data(buffer, error)`, one of Asio's.
+    template <typename FromFile, typename FromData>
+    asio::error_code load(FromFile from_file, FromData from_data) const
+    {
+        ERR_clear_error();
+        asio::error_code error;
+        if (!is_file())
+            from_data(asio::buffer(data_), error);
+        else if (!from_file(file_.c_str()))
+            error = take_openssl_error();
+        return error;
+    }
+
     std::string describe() const { return is_file() ? role_ + " file \"" + file_ + "\"" : role_ + " data"; }
 
     /// Throws why it could not be loaded `purpose`.
@@ -76,12 +89,9 @@ private:
 
 inline void load_certificate_chain(asio::ssl::context& context, const pem_source& chain)
 {
-    ERR_clear_error();
-    asio::error_code error;
-    if (!chain.is_file())
-        context.use_certificate_chain(chain.data(), error);
-    else if (!SSL_CTX_use_certificate_chain_file(context.native_handle(), chain.file().c_str()))
-        error = take_openssl_error();
+    const asio::error_code error = chain.load(
+        [&](const char* path) { return SSL_CTX_use_certificate_chain_file(context.native_handle(), path); },
+        [&](asio::const_buffer data, asio::error_code& e) { context.use_certificate_chain(data, e); });
     if (error)
         chain.refuse(error);
 }
@@ -121,12 +131,10 @@ inline void load_private_key(asio::ssl::context& context, const pem_source& key,
                                           return -1;
                                       return int(given.copy(out, given.size()));
                                   });
-    ERR_clear_error();
-    asio::error_code error;
-    if (!key.is_file())
-        context.use_private_key(key.data(), asio::ssl::context::pem, error);
-    else if (!SSL_CTX_use_PrivateKey_file(handle, key.file().c_str(), SSL_FILETYPE_PEM))
-        error = take_openssl_error();
+    asio::error_code error = key.load(
+        [&](const char* path) { return SSL_CTX_use_PrivateKey_file(handle, path, SSL_FILETYPE_PEM); },
+        [&](asio::const_buffer data, asio::error_code& e)
+        { context.use_private_key(data, asio::ssl::context::pem, e); });
     SSL_CTX_set_default_passwd_cb(handle, nullptr);
     SSL_CTX_set_default_passwd_cb_userdata(handle, nullptr);
     if (error && q.asked)
@@ -141,12 +149,9 @@ inline void load_private_key(asio::ssl::context& context, const pem_source& key,
 /// Adds certificates to those that verification ends at.
 inline void trust(asio::ssl::context& context, const pem_source& authorities)
 {
-    ERR_clear_error();
-    asio::error_code error;
-    if (!authorities.is_file())
-        context.add_certificate_authority(authorities.data(), error);
-    else if (!SSL_CTX_load_verify_locations(context.native_handle(), authorities.file().c_str(), nullptr))
-        error = take_openssl_error();
+    const asio::error_code error = authorities.load(
+        [&](const char* path) { return SSL_CTX_load_verify_locations(context.native_handle(), path, nullptr); },
+        [&](asio::const_buffer data, asio::error_code& e) { context.add_certificate_authority(data, e); });
     if (error)
         authorities.refuse(error);
 }

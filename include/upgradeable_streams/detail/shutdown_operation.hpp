@@ -11,7 +11,6 @@
 #include <asio/buffer.hpp>
 #include <asio/dispatch.hpp>
 #include <asio/error.hpp>
-#include <asio/post.hpp>
 #include <asio/socket_base.hpp>
 #include <asio/ssl/error.hpp>
 #include <openssl/bio.h>
@@ -65,7 +64,7 @@ struct shutdown_operation
             if (result || !state->tls())
             {
                 step = refusing;
-                return asio::post(state->socket().get_executor(), std::move(self));
+                return state->resume_later(std::move(self));
             }
             if (to_plain_text)
                 state->begin_stop();
@@ -109,7 +108,7 @@ struct shutdown_operation
             if (!result)
                 result = state->tls()->error();
             step = leaving;
-            return asio::post(state->socket().get_executor(), std::move(self)); // out of the layer that goes
+            return state->resume_later(std::move(self)); // out of the layer that goes
         case leaving:
             leave(cancelled);
             return self.complete(result);
@@ -181,7 +180,7 @@ struct shutdown_operation
         if (suspended)
             return self.complete(result);
         step = refusing;
-        asio::post(state->socket().get_executor(), std::move(self));
+        state->resume_later(std::move(self));
     }
 
     /// Whether TLS was given what is behind the close_notify.

@@ -10,7 +10,6 @@
 
 #include <asio/cancellation_type.hpp>
 #include <asio/error.hpp>
-#include <asio/post.hpp>
 
 #include <cstddef>
 #include <memory>
@@ -46,7 +45,7 @@ struct read_operation
             if (!state->tls() || refusal)
             {
                 step = refusing;
-                return asio::post(state->socket().get_executor(), std::move(self));
+                return state->resume_later(std::move(self));
             }
             {
                 step = reading;
@@ -77,7 +76,7 @@ struct write_operation
         if (step == starting && (result = state->refusal()))
         {
             step = refusing;
-            return asio::post(state->socket().get_executor(), std::move(self));
+            return state->resume_later(std::move(self));
         }
         if (step == refusing)
             return self.complete(result, 0);

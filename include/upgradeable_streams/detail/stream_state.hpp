@@ -14,6 +14,7 @@
 #include <asio/cancellation_type.hpp>
 #include <asio/error.hpp>
 #include <asio/socket_base.hpp>
+#include <asio/post.hpp>
 #include <asio/ssl/error.hpp>
 #include <asio/steady_timer.hpp>
 
@@ -92,6 +93,14 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
         if (auto* soon = std::get_if<changing>(&stage))
             return soon->tls.get();
         return nullptr;
+    }
+
+    /// Resumes an operation that may not go on yet. The executor of a handler for a future is the system's, on whose
+    /// threads the stream is not to be used.
+    template <typename Operation>
+    void resume_later(Operation&& operation)
+    {
+        asio::post(socket().get_executor(), std::forward<Operation>(operation));
     }
 
     Socket& socket() { return tls() ? tls()->socket() : std::get<Socket>(stage); }

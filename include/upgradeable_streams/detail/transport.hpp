@@ -486,9 +486,11 @@ inline asio::awaitable<void> transport::drain()
     const auto end = time_limit_ ? time_limit_->end() : time_limit::never;
     while (paused_ && !lost_ && !closed_)
     {
-        throw_if(end <= time_limit::clock::now(), errc::operation_timeout);
         if (end != time_limit::never)
+        {
+            throw_if(end <= time_limit::clock::now(), errc::operation_timeout);
             time_limit_->wake_drain(end);
+        }
         co_await wait_change();
     }
     throw_if_lost();

@@ -14,7 +14,6 @@
 
 #include <asio/buffer.hpp>
 #include <asio/error.hpp>
-#include <asio/post.hpp>
 #include <asio/ssl/stream_base.hpp>
 #include <openssl/ssl.h>
 
@@ -52,7 +51,7 @@ struct upgrade_operation
             if (result)
             {
                 step = refusing;
-                return asio::post(state->socket().get_executor(), std::move(self));
+                return state->resume_later(std::move(self));
             }
             step = handshaking;
             {
