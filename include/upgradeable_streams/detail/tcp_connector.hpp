@@ -66,6 +66,13 @@ private:
         tcp::endpoint endpoint;
     };
 
+    // A type of the class: GCC 12 cannot mangle one of a coroutine that comes from a precompiled header.
+    struct resolution
+    {
+        std::optional<asio::error_code> error;
+        tcp::resolver::results_type results;
+    };
+
     asio::awaitable<endpoints> resolve(tcp::resolver& resolver, std::string host, std::string service);
     asio::awaitable<void> wait_until(std::chrono::steady_clock::time_point time);
     endpoints interleaved(const endpoints& given) const;
@@ -108,12 +115,7 @@ inline asio::awaitable<tcp_connector::endpoints> tcp_connector::resolve(tcp::res
     const resolve_query query = {host, service, family_};
     if (const auto numbers = query.numbers(resolver); !numbers.empty())
         co_return endpoints(numbers.begin(), numbers.end());
-    struct outcome
-    {
-        std::optional<asio::error_code> error;
-        tcp::resolver::results_type results;
-    };
-    const auto answer = std::make_shared<outcome>();
+    const auto answer = std::make_shared<resolution>();
     const auto receive = [answer, weak = weak_from_this()](asio::error_code error, tcp::resolver::results_type results)
     {
         answer->error = error;
