@@ -5,6 +5,7 @@
 #include <asio.hpp>
 #include <upgradeable_streams.hpp>
 
+#include <chrono>
 #include <cstdlib>
 #include <exception>
 #include <iostream>
@@ -49,9 +50,7 @@ asio::awaitable<void> serve(const std::string& host, const std::string& port, as
         co_await us::start_server(handle, host, port, {.ssl = &ssl, .upgradeable = true, .detect_tls = true});
     std::cout << "listening on " << server.sockets().front().to_string() << std::endl;
     co_await signals.async_wait(asio::use_awaitable);
-    server.close();
-    server.close_clients();
-    co_await server.wait_closed();
+    co_await server.shutdown(std::chrono::seconds(5));
 }
 
 int main(int argc, char** argv)

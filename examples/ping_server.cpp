@@ -88,9 +88,7 @@ asio::awaitable<void> serve(const settings& given, asio::ssl::context& ssl, asio
     const std::string host = given.host.find(':') == given.host.npos ? given.host : "[" + given.host + "]";
     std::cout << "listening on " << host << ":" << server.sockets().front().port << std::endl;
     co_await signals.async_wait(asio::use_awaitable);
-    server.close();
-    server.close_clients();
-    co_await server.wait_closed();
+    co_await server.shutdown(std::chrono::seconds(5));
 }
 
 int main(int argc, char** argv)

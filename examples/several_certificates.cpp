@@ -5,6 +5,7 @@
 #include <asio.hpp>
 #include <upgradeable_streams.hpp>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdlib>
 #include <exception>
@@ -49,8 +50,7 @@ asio::awaitable<void> serve(std::string port, asio::ssl::context& ssl, asio::sig
     us::server server = co_await us::start_server(handle, "localhost", port, {.ssl = &ssl});
     std::cout << "listening on localhost:" << server.sockets().front().port << std::endl;
     co_await signals.async_wait(asio::use_awaitable);
-    server.close();
-    co_await server.wait_closed();
+    co_await server.shutdown(std::chrono::seconds(5));
 }
 
 int main(int argc, char** argv)

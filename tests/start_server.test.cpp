@@ -847,6 +847,87 @@ TEST_CASE("start_server: abort_clients closes each connection at once")
         });
 }
 
+TEST_CASE("server: shutdown closes each connection after what is queued was sent, however long its grace")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const std::size_t size = 8 * 1024 * 1024;
+            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                writer.write(std::string(size, 'x'));
+                co_await reader.readline();
+            };
+            const test::error_log errors;
+            us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.error_handler = errors});
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
+            std::string received = co_await reader.readexactly(1);
+            const auto executor = co_await asio::this_coro::executor;
+            const auto ending = test::spawn(executor, [&] { return server.shutdown(24h); });
+            received += co_await reader.read();
+            CHECK(received.size() == size);
+            writer.close();
+            co_await ending.join();
+            CHECK(!server.is_serving());
+            CHECK(errors.size() == 0);
+            co_await server.shutdown(24h); // has nothing left to do
+        });
+}
+
+TEST_CASE("server: shutdown aborts what is open when its grace has passed")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                writer.write(std::string(64 * 1024 * 1024, 'x'));
+                co_await reader.readline();
+            };
+            asio::ssl::context ssl = test::make_server_context();
+            const test::error_log errors;
+            us::server server = co_await us::start_server(
+                handle, "127.0.0.1", 0,
+                {.ssl = &ssl, .upgradeable = true, .ssl_shutdown_timeout = 1h, .error_handler = errors});
+            auto peer = test::raw_peer::connect(test::endpoint_of(server)); // does not read
+            const auto sending = [&]
+            {
+                char byte = 0;
+                return ::recv(peer.descriptor(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 1;
+            };
+            co_await test::eventually(sending);
+            co_await server.shutdown(50ms);
+            CHECK(errors.size() == 0);
+            CHECK_THROWS_AS(server.shutdown(0s), std::invalid_argument);
+        });
+}
+
+TEST_CASE("server: shutdown that is cancelled aborts nothing")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                writer.write(std::string(64 * 1024 * 1024, 'x'));
+                co_await reader.readline();
+            };
+            us::server server = co_await us::start_server(handle, "127.0.0.1", 0);
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
+            const auto executor = co_await asio::this_coro::executor;
+            const auto ending = test::spawn(executor, [&] { return server.shutdown(20ms); });
+            co_await test::turns();
+            ending.cancel();
+            const auto error = co_await test::error_of(ending.join());
+            CHECK(error == asio::error::operation_aborted);
+            asio::steady_timer past_grace(executor, 40ms);
+            co_await past_grace.async_wait(asio::use_awaitable);
+            const std::string received = co_await reader.read();
+            CHECK(received.size() == 64 * 1024 * 1024);
+            CHECK(!server.is_serving());
+        });
+}
+
 TEST_CASE("start_server: the last handle of a server that goes stops listening and leaves connections running")
 {
     test::run(
@@ -1274,6 +1355,67 @@ TEST_CASE("start_server: a handshake that waits for its turn past its deadline f
             };
             const std::string line = co_await test::joined(test::run_in_thread(patient));
             CHECK(line == "hello\n");
+        });
+}
+
+TEST_CASE("start_server: while others wait for their turn a handshake gets a sixth of its time at most")
+{
+    const std::string_view begun = GENERATE("", "\x16\x03\x01\x01");
+    test::run(
+        [begun]() -> asio::awaitable<void>
+        {
+            asio::ssl::context server_ssl = test::make_server_context();
+            const test::error_log errors;
+            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                const std::string line = co_await reader.readline();
+                us::tls_options options;
+                options.handshake_timeout = line == "silent\n" ? 6s : 3s;
+                std::tie(reader, writer) = co_await writer.start_tls(options);
+                co_await test::echo(std::move(reader), std::move(writer));
+            };
+            us::server server = co_await us::start_server(
+                handle, "127.0.0.1", 0,
+                {.ssl = &server_ssl, .upgradeable = true, .max_handshakes = 1, .error_handler = errors});
+            auto silent = test::raw_peer::connect(test::endpoint_of(server));
+            silent.send_all("silent\n");
+            silent.send_all(begun);
+            const auto talk = [to = test::endpoint_of(server)]
+            {
+                auto peer = test::raw_peer::connect(to);
+                peer.send_all("talks\n");
+                peer.tls_connect(test::localhost_client());
+                peer.tls_write("hello\n");
+                return peer.tls_read_line();
+            };
+            for (int i = 0; i < 2; ++i)
+            {
+                const std::string line = co_await test::joined(test::run_in_thread(talk));
+                CHECK(line == "hello\n");
+            }
+            const auto entries = errors.entries();
+            CHECK(std::ranges::count(entries, make_error_code(us::errc::handshake_timeout),
+                                     &test::error_log::entry::code) == 1);
+        });
+}
+
+TEST_CASE("start_server: while no other waits for its turn a handshake has its whole time")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            asio::ssl::context server_ssl = test::make_server_context();
+            const test::error_log errors;
+            const us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0,
+                                                                {.ssl = &server_ssl,
+                                                                 .ssl_handshake_timeout = 240ms,
+                                                                 .max_handshakes = 1,
+                                                                 .error_handler = errors});
+            const auto start = std::chrono::steady_clock::now();
+            auto silent = test::raw_peer::connect(test::endpoint_of(server));
+            co_await test::eventually([&] { return errors.size() == 1; });
+            CHECK(std::chrono::steady_clock::now() - start >= 240ms);
+            CHECK(errors.entries()[0].code == us::errc::handshake_timeout);
         });
 }
 

@@ -18,6 +18,8 @@
 
 #include <asio/awaitable.hpp>
 #include <asio/basic_socket_acceptor.hpp>
+#include <asio/steady_timer.hpp>
+#include <asio/this_coro.hpp>
 
 #include <chrono>
 #include <concepts>
@@ -86,7 +88,8 @@ struct server_options
     /// Connections open at once; more wait in the backlog.
     std::size_t max_connections = 10'000;
 
-    /// TLS handshakes at once; more wait for their turn, within their deadline.
+    /// TLS handshakes at once; more wait for their turn, within their deadline. While any do, a handshake gets a sixth of
+    /// its time at most, and then errc::handshake_timeout: who connects and says nothing does not keep others out.
     std::size_t max_handshakes = 1'000;
 
     /// Writes a line to std::clog unless given.
@@ -147,6 +150,16 @@ public:
     /// Waits until the server is closed and so is every connection. Cancellation: changes nothing.
     asio::awaitable<void> wait_closed() { return wait_closed(handle_); }
 
+    /// Ends the server in good order and in time: `close`, `close_clients`, and when `grace` has passed `abort_clients`
+    /// for those that are still open. Waits as wait_closed, for handlers too.
+    ///
+    /// Errors: std::invalid_argument for a `grace` that is not greater than zero. Cancellation: nothing is aborted.
+    asio::awaitable<void> shutdown(std::chrono::steady_clock::duration grace)
+    {
+        detail::require_positive(grace, "grace");
+        return shutdown(handle_, grace);
+    }
+
     bool is_serving() const { return handle_->listener->is_serving(); }
 
     /// The addresses bound, with the port that was picked; empty once closed.
@@ -186,6 +199,7 @@ private:
 
     static asio::awaitable<void> serve_forever(detail::checked_ptr<handle> h);
     static asio::awaitable<void> wait_closed(detail::checked_ptr<handle> h);
+    static asio::awaitable<void> shutdown(detail::checked_ptr<handle> h, std::chrono::steady_clock::duration grace);
 
     detail::checked_ptr<handle> handle_;
 };
@@ -317,6 +331,20 @@ inline asio::awaitable<void> server::serve_forever(detail::checked_ptr<handle> h
 
 inline asio::awaitable<void> server::wait_closed(detail::checked_ptr<handle> h)
 {
+    co_await h->listener->wait(true);
+}
+
+inline asio::awaitable<void> server::shutdown(detail::checked_ptr<handle> h, std::chrono::steady_clock::duration grace)
+{
+    h->listener->close();
+    h->listener->for_each_connection(&detail::connection::close);
+    asio::steady_timer deadline(co_await asio::this_coro::executor, grace);
+    deadline.async_wait(
+        [listener = h->listener](const asio::error_code& error)
+        {
+            if (!error)
+                listener->for_each_connection(&detail::connection::abort);
+        });
     co_await h->listener->wait(true);
 }
 

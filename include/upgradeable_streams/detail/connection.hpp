@@ -176,7 +176,8 @@ private:
     void check_change() const;
 
     template <typename Step>
-    asio::awaitable<void> change(std::chrono::steady_clock::duration timeout, errc late, const char* what, Step step);
+    asio::awaitable<void> change(std::chrono::steady_clock::duration timeout, errc late, const char* what, Step step,
+                                 std::optional<handshake_limit::place>* place = nullptr);
 
     std::atomic<unsigned> epoch_ = 0; ///< Counts the changes; handles of an earlier one are void. Read on any thread.
     bool changing_ = false;           ///< To TLS or back.
@@ -192,24 +193,47 @@ private:
 class connection::expiry
 {
 public:
-    expiry(connection& c, std::chrono::steady_clock::duration timeout, errc reason)
-        : timer_(std::make_shared<asio::steady_timer>(c.get_executor(), timeout))
+    /// With a `place`, which outlives this, time is up too when a handshake that runs there outstays.
+    expiry(connection& c, std::chrono::steady_clock::duration timeout, errc reason,
+           std::optional<handshake_limit::place>* place = nullptr)
+        : timer_(std::make_shared<asio::steady_timer>(c.get_executor()))
     {
-        timer_->async_wait(
-            [timer = std::weak_ptr(timer_), weak = std::weak_ptr(c.self()), reason](const asio::error_code& error)
-            {
-                const auto self = weak.lock();
-                if (error || timer.expired() || !self)
-                    return;
-                self->lose(reason);
-                self->abort();
-            });
+        wait({timer_, c.self(), reason, place, place ? timeout / looks : timeout, place ? looks : 1});
     }
 
     expiry(const expiry&) = delete;
     expiry& operator=(const expiry&) = delete;
 
 private:
+    static constexpr int looks = 12; ///< At a place, in the whole of the time.
+
+    struct watch
+    {
+        std::weak_ptr<asio::steady_timer> timer;
+        std::weak_ptr<connection> watched;
+        errc reason;
+        std::optional<handshake_limit::place>* place;
+        std::chrono::steady_clock::duration interval;
+        int looks_left;
+    };
+
+    static void wait(watch w)
+    {
+        const auto timer = w.timer.lock();
+        timer->expires_after(w.interval);
+        timer->async_wait(
+            [w](const asio::error_code& error) mutable
+            {
+                const auto self = w.watched.lock();
+                if (error || w.timer.expired() || !self)
+                    return;
+                if (--w.looks_left > 0 && !(*w.place && (*w.place)->outstays()))
+                    return wait(std::move(w));
+                self->lose(w.reason);
+                self->abort();
+            });
+    }
+
     std::shared_ptr<asio::steady_timer> timer_;
 };
 
@@ -329,12 +353,12 @@ inline void connection::check_change() const
 /// Sends what is queued, and then takes the step.
 template <typename Step>
 asio::awaitable<void> connection::change(std::chrono::steady_clock::duration timeout, errc late, const char* what,
-                                         Step step)
+                                         Step step, std::optional<handshake_limit::place>* place)
 {
     changing_ = true;
     try
     {
-        const expiry deadline(*this, timeout, late);
+        const expiry deadline(*this, timeout, late, place);
         co_await flush();
         co_await step();
     }
@@ -365,12 +389,12 @@ inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request
     check_change();
     throw_if(is_tls(), errc::already_tls);
     throw_if(!request->ssl, errc::not_upgradeable);
-    const auto shake_hands = [this, &request]() -> asio::awaitable<void>
+    std::optional<handshake_limit::place> place;
+    const auto shake_hands = [this, &request, &place]() -> asio::awaitable<void>
     {
         if (eof_)
             throw tls_error(asio::error::eof, "TLS upgrade, before which the peer closed the connection", X509_V_OK,
                             {});
-        std::optional<handshake_limit::place> place;
         if (handshakes_)
         {
             place.emplace(handshakes_, get_executor(), changed_);
@@ -384,7 +408,8 @@ inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request
         discard(request->received.size());
         co_await start_tls(std::move(request));
     };
-    co_await change(request->settings.handshake_timeout, errc::handshake_timeout, "TLS upgrade", shake_hands);
+    co_await change(request->settings.handshake_timeout, errc::handshake_timeout, "TLS upgrade", shake_hands,
+                    handshakes_ ? &place : nullptr);
 }
 
 inline asio::awaitable<void> connection::downgrade()

@@ -58,6 +58,14 @@ public:
             return running_ = true;
         }
 
+        /// Returns: whether it runs while others wait, as it ran at the look before.
+        bool outstays()
+        {
+            const std::lock_guard lock(limit_->mutex_);
+            const bool ran_before = std::exchange(seen_running_, running_);
+            return ran_before && !limit_->waiting_.empty();
+        }
+
     private:
         friend handshake_limit;
 
@@ -70,6 +78,7 @@ public:
         std::shared_ptr<handshake_limit> limit_;
         waiter waiter_;
         bool running_ = false;
+        bool seen_running_ = false;
     };
 
 private:
