@@ -4,6 +4,7 @@
 #include "support/catch.hpp"
 #include "support/certificates.hpp"
 #include "support/contexts.hpp"
+#include "support/hex.hpp"
 #include "support/process.hpp"
 #include "support/run.hpp"
 #include "support/stream_links.hpp"
@@ -29,15 +30,6 @@ namespace us = upgradeable_streams;
 
 namespace
 {
-
-std::string hex(std::string_view bytes)
-{
-    std::string text;
-    for (const char byte : bytes)
-        for (const int digit : {byte >> 4 & 15, byte & 15})
-            text += "0123456789ABCDEF"[digit];
-    return text;
-}
 
 /// What `openssl` prints.
 std::string openssl(const std::string& arguments)
@@ -126,7 +118,7 @@ TEST_CASE("export_keying_material: openssl s_client gets the same bytes")
             co_return printed;
         });
     CHECK(material.size() == 20);
-    CHECK_THAT(output, test::contains("Keying material: " + hex(material)));
+    CHECK_THAT(output, test::contains("Keying material: " + test::hex(material)));
 }
 
 TEST_CASE("export_keying_material: a label of TLS itself is OpenSSL's error")
@@ -206,10 +198,10 @@ TEST_CASE("tls_server_end_point: the certificate's hash by the function of its s
     CAPTURE(algorithm);
     const self_signed peers(algorithm);
     const auto [client, server] = test::at_both_ends(peers.client, peers.server, us::tls_server_end_point);
-    CHECK(hex(client) == hex(server));
+    CHECK(test::hex(client) == test::hex(server));
     std::string fingerprint = openssl("x509 -noout -fingerprint -" + hash + " -in " + peers.server.certificate_file);
     std::erase(fingerprint, ':');
-    CHECK_THAT(fingerprint, test::ends_with("=" + hex(client) + "\n"));
+    CHECK_THAT(fingerprint, test::ends_with("=" + test::hex(client) + "\n"));
 }
 
 TEST_CASE("tls_server_end_point: it is the server's certificate, when the client has one too")

@@ -4,6 +4,7 @@
 
 #include "support/catch.hpp"
 #include "support/certificates.hpp"
+#include "support/hex.hpp"
 #include "support/openssl.hpp"
 #include "support/raw_peer.hpp"
 #include "support/run.hpp"
@@ -22,6 +23,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cstddef>
 #include <cstdlib>
@@ -1327,6 +1330,64 @@ TEST_CASE("contexts: a file and a text for the same, or a text in a file's place
     misplaced.identity.private_key_file = key;
     CHECK_THROWS_MATCHES(us::create_server_context(misplaced), std::invalid_argument,
                          test::message_contains("private key file is PEM text") && !test::message_contains(key));
+}
+
+TEST_CASE("key_log_file: both ends append the secrets of each session, to a file that only its owner can read")
+{
+    const int version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    const test::temporary_directory directory;
+    const auto sorted_lines = [](const std::string& path)
+    {
+        std::ifstream file(path);
+        std::vector<std::string> lines;
+        for (std::string line; std::getline(file, line);)
+        {
+            std::ranges::transform(line, line.begin(), [](unsigned char c) { return char(std::toupper(c)); });
+            lines.push_back(line);
+        }
+        std::ranges::sort(lines);
+        return lines;
+    };
+    const std::string client_log = directory.file("client.keys");
+    const std::string server_log = directory.write("server.keys", "# BEGUN BY ANOTHER\n");
+    us::server_context_options options = localhost();
+    options.key_log_file = server_log;
+    asio::ssl::context server = us::create_server_context(options);
+    asio::ssl::context client = us::create_client_context({.ca_file = ca_file(), .key_log_file = client_log});
+    SSL_CTX_set_max_proto_version(client.native_handle(), version);
+    for (int session = 0; session < 2; ++session)
+    {
+        test::ssl_pair pair(SSL_new(client.native_handle()), SSL_new(server.native_handle()));
+        REQUIRE(pair.connect());
+        std::string random(SSL3_RANDOM_SIZE, '\0');
+        SSL_get_client_random(pair.client(), reinterpret_cast<unsigned char*>(random.data()), random.size());
+        std::string secret(version == TLS1_2_VERSION ? SSL_MAX_MASTER_KEY_LENGTH : 0, '\0');
+        SSL_SESSION_get_master_key(SSL_get_session(pair.client()), reinterpret_cast<unsigned char*>(secret.data()),
+                                   secret.size());
+        const std::string label = version == TLS1_2_VERSION ? "CLIENT_RANDOM " : "CLIENT_TRAFFIC_SECRET_0 ";
+        const std::string logged = label + test::hex(random) + " " + test::hex(secret);
+        CHECK(std::ranges::count_if(sorted_lines(client_log),
+                                    [&](const std::string& line) { return line.starts_with(logged); }) == 1);
+    }
+    std::vector<std::string> lines = sorted_lines(client_log);
+    lines.insert(lines.begin(), "# BEGUN BY ANOTHER");
+    CHECK(lines == sorted_lines(server_log));
+    struct ::stat status;
+    REQUIRE(::stat(client_log.c_str(), &status) == 0);
+    CHECK((status.st_mode & 0777) == 0600);
+}
+
+TEST_CASE("key_log_file: one that cannot be opened is named, with the reason; without one there is none")
+{
+    const test::temporary_directory directory;
+    const std::string missing = directory.file("missing/keys");
+    const auto create = [&] { us::create_client_context({.verify_peer = false, .key_log_file = missing}); };
+    CHECK_THROWS_WITH(create(), test::contains("key log file \"" + missing + "\"") &&
+                                    test::contains("No such file or directory"));
+    const auto cut = [] { us::create_client_context({.verify_peer = false, .key_log_file = "a\0b"sv}); };
+    CHECK_THROWS_AS(cut(), std::invalid_argument);
+    asio::ssl::context server = us::create_server_context(localhost());
+    CHECK(SSL_CTX_get_keylog_callback(server.native_handle()) == nullptr);
 }
 
 TEST_CASE("contexts: options that make no sense are std::invalid_argument")

@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/detail/alpn.hpp>
 #include <upgradeable_streams/detail/credentials.hpp>
+#include <upgradeable_streams/detail/key_log.hpp>
 #include <upgradeable_streams/detail/pins.hpp>
 #include <upgradeable_streams/detail/resumption.hpp>
 #include <upgradeable_streams/server_name.hpp>
@@ -57,6 +58,10 @@ struct client_context_options
     /// most 8 for one, each for one of them. The server's certificate is verified anew before its session is offered.
     /// None unless asked for: by its session the server, and in TLS 1.2 whoever listens, can tell a client again.
     std::size_t max_sessions = 0;
+
+    /// For Wireshark and the like: a file to which the secrets of each session are appended, in the format of
+    /// SSLKEYLOGFILE. Whoever reads it reads the traffic; only its owner can, where it is made anew.
+    std::string_view key_log_file = {};
 };
 
 struct server_context_options
@@ -80,6 +85,9 @@ struct server_context_options
     /// Refuse clients that ask for no name, or for one that is neither among contexts_by_name nor in the certificate of
     /// `identity`, which they are shown otherwise. So nobody can lead them here in another server's place (ALPACA).
     bool refuse_unknown_names = false;
+
+    /// As in client_context_options; contexts_by_name have their own.
+    std::string_view key_log_file = {};
 };
 
 static_assert(std::is_trivially_destructible_v<key_pair_options>);
@@ -172,6 +180,7 @@ inline asio::ssl::context create_client_context(const client_context_options& op
     if (options.max_sessions > 0)
         detail::keep_sessions(handle, options.max_sessions);
     detail::offer_alpn_protocols(handle, options.alpn_protocols);
+    detail::log_keys(handle, options.key_log_file);
     return context;
 }
 
@@ -207,6 +216,7 @@ inline asio::ssl::context create_server_context(const server_context_options& op
     if (!options.contexts_by_name.empty() || options.refuse_unknown_names)
         detail::choose_contexts_by_name(handle, session_id_context, options.contexts_by_name,
                                         options.refuse_unknown_names);
+    detail::log_keys(handle, options.key_log_file);
     return context;
 }
 

@@ -1,0 +1,70 @@
+/// @file
+/// Where a context writes its sessions' secrets down, for who looks into the traffic.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_KEY_LOG_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_KEY_LOG_HPP
+
+#include <upgradeable_streams/detail/context_data.hpp>
+
+#include <openssl/ssl.h>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+
+namespace upgradeable_streams::detail
+{
+
+/// Kept in the SSL_CTX.
+class key_log
+{
+public:
+    explicit key_log(const std::string& path)
+        : descriptor_(::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0600))
+    {
+        if (descriptor_ < 0)
+            throw std::system_error(errno, std::generic_category(), "key log file \"" + path + "\"");
+    }
+
+    ~key_log() { ::close(descriptor_); }
+    key_log(const key_log&) = delete;
+    key_log& operator=(const key_log&) = delete;
+
+    /// Appends a line, whole also where several threads and processes do. What cannot be written is dropped.
+    void write(std::string line) const
+    {
+        line += '\n';
+        [[maybe_unused]] const auto written = ::write(descriptor_, line.data(), line.size());
+    }
+
+private:
+    int descriptor_;
+};
+
+inline void write_to_key_log(const SSL* ssl, const char* line)
+try
+{
+    if (const key_log* log = context_data<key_log>(SSL_get_SSL_CTX(ssl)))
+        log->write(line);
+}
+catch (...)
+{
+}
+
+inline void log_keys(SSL_CTX* context, std::string_view path)
+{
+    if (path.empty())
+        return;
+    if (path.find('\0') != path.npos)
+        throw std::invalid_argument("key_log_file holds a NUL, at which the path would be cut");
+    emplace_context_data<key_log>(context, std::string(path));
+    SSL_CTX_set_keylog_callback(context, write_to_key_log);
+}
+
+} // namespace upgradeable_streams::detail
+
+#endif
