@@ -257,6 +257,35 @@ TEST_CASE("starttls clients: a client that is cancelled closes the connection")
         });
 }
 
+TEST_CASE("starttls clients: a reset, and the time limit of a read, are errors of the dialogue that close the connection")
+{
+    const conversation& meant = GENERATE(from_range(test::conversations()));
+    const bool resets = GENERATE(false, true);
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            us::connection_options how;
+            how.ssl = &test::client_context();
+            how.upgradeable = true;
+            if (!resets)
+                how.operation_timeout = std::chrono::milliseconds(20);
+            test::raw_link link = co_await test::link_with_raw_peer(how);
+            const auto executor = co_await asio::this_coro::executor;
+            const auto client =
+                test::spawn(executor, [&] { return meant.client(link.reader, link.writer, meant.options); });
+            if (resets)
+            {
+                co_await test::turns();
+                link.peer.reset();
+            }
+            const auto ended = co_await test::exception_of<us::starttls_error>(client.join());
+            CAPTURE(meant.name, ended.what());
+            CHECK(ended.code() == (resets ? std::error_code(asio::error::connection_reset)
+                                          : make_error_code(errc::negotiation_timeout)));
+            CHECK(link.writer.is_closing());
+        });
+}
+
 TEST_CASE("starttls clients: what makes no sense is refused at the call, with nothing sent")
 {
     const conversation& meant = GENERATE(from_range(test::conversations()));

@@ -130,7 +130,7 @@ conversation of_nntp()
                          {0, "502 not you\r\n", errc::request_refused},
                          {0, "2000\r\n", errc::reply_malformed},
                          {1, "500 what?\r\n", errc::tls_not_offered},
-                         {1, "480 who?\r\n", errc::tls_not_offered},
+                         {1, "480 who?\r\n", errc::request_refused},
                          {1, "200 STARTTLS\r\n", errc::reply_malformed},
                          {1, "101 STARTTLS\r\nXSTARTTLS\r\nX STARTTLS\r\n.\r\n", errc::tls_not_offered},
                          {2, "580 can not\r\n", errc::request_refused},

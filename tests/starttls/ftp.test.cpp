@@ -6,8 +6,10 @@
 
 #include <upgradeable_streams/starttls/ftp.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace us = upgradeable_streams;
@@ -61,9 +63,9 @@ TEST_CASE("ftp: a server that would leave data connections in plain text is refu
 TEST_CASE("ftp: a server that wants the login before PBSZ and PROT is gone on with, over TLS")
 {
     std::vector<test::step> steps = test::conversation_of("ftp").steps;
-    for (test::step& each : steps)
-        if (each.bytes == "200 0\r\n" || each.bytes == "200-so\r\n200 private\r\n")
-            each.bytes = "530 who?\r\n";
+    std::ranges::find(steps, "200 0\r\n", &test::step::bytes)->bytes = "530 who?\r\n";
+    for (const std::string bytes : {"PROT P\r\n", "200-so\r\n200 private\r\n"})
+        steps.erase(std::ranges::find(steps, bytes, &test::step::bytes));
     const test::outcome result = test::negotiate(us::starttls::ftp, steps);
     CHECK(result.what == "");
     CHECK(result.trouble == "");
@@ -83,10 +85,22 @@ TEST_CASE("ftp: a server need not know FEAT, and answers it with features or a r
         CHECK(result.is_tls);
         CHECK(result.capabilities.empty());
     }
-    steps.back() = say("200 ok\r\n");
     steps.push_back(say(""));
-    const test::outcome result = test::negotiate(us::starttls::ftp, steps);
-    CHECK(result.error == errc::reply_malformed);
+    for (const auto& [answer, error] : {std::pair("200 ok\r\n", errc::reply_malformed),
+                                        std::pair("421 going away\r\n", errc::request_refused)})
+    {
+        steps.at(steps.size() - 2) = say(answer);
+        const test::outcome result = test::negotiate(us::starttls::ftp, steps);
+        CHECK(result.error == error);
+    }
+}
+
+TEST_CASE("ftp: a server that goes away behind a reply that it is not ready yet is shown with its last words")
+{
+    const test::outcome result = test::negotiate(
+        us::starttls::ftp, {say("120 wait " + std::string(200, 'x') + "\r\n421 going away\r\n"), say("")});
+    CHECK(result.error == errc::request_refused);
+    CHECK_THAT(result.what, test::contains("the server answered \"421 going away\""));
 }
 
 TEST_CASE("ftp: a reply of several lines ends where its code and a blank begin a line")

@@ -73,6 +73,15 @@ TEST_CASE("imap: a reply has the command's tag and nothing else, and a literal i
     }
 }
 
+TEST_CASE("imap: a refusal is shown in its own words, whatever came before it")
+{
+    const test::outcome result = test::negotiate(
+        us::starttls::imap, {say("* OK [CAPABILITY STARTTLS] ready\r\n"), hear("a2 STARTTLS\r\n"),
+                             say("* OK [ALERT] " + std::string(200, 'x') + "\r\na2 NO not today\r\n"), say("")});
+    CHECK(result.error == errc::request_refused);
+    CHECK_THAT(result.what, test::contains("to \"STARTTLS\" the server answered \"a2 NO not today\""));
+}
+
 TEST_CASE("imap: a goodbye over TLS is a refusal, with its words")
 {
     std::vector<test::step> steps = test::conversation_of("imap").steps;

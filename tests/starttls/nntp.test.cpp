@@ -51,6 +51,24 @@ TEST_CASE("nntp: a server that speaks with other servers first is asked to be a 
     }
 }
 
+TEST_CASE("nntp: a server that does not know CAPABILITIES offers no TLS, and one that fails is no such server")
+{
+    for (const auto policy : {us::starttls_policy::require, us::starttls_policy::attempt})
+        for (const std::string code : {"500", "501", "502", "503", "400", "403", "480", "483", "504", "599"})
+        {
+            const std::vector<test::step> steps = {
+                say("200 ready\r\n"), hear("CAPABILITIES\r\n"), say(code + " no\r\n"), {test::step::kind::finish}};
+            const test::outcome result = test::negotiate(us::starttls::nntp, steps, {.policy = policy});
+            CAPTURE(code);
+            if (code < "500" || code > "503")
+                CHECK(result.error == errc::request_refused);
+            else if (policy == us::starttls_policy::require)
+                CHECK(result.error == errc::tls_not_offered);
+            else
+                CHECK(result.what == "");
+        }
+}
+
 TEST_CASE("nntp: a code is three digits, alone or before a blank")
 {
     for (const std::string response :

@@ -40,7 +40,8 @@ TEST_CASE("xmpp: streams, features and the go-ahead are taken in every form of X
     const std::string tls = "xmlns = \"urn:ietf:params:xml:ns:xmpp-tls\"";
     for (const std::string& first :
          {"<?xml version=\"1.0\" encoding='UTF-8'?>\r\n" + xmpp_opening + xmpp_offer,
-          " \n\t" + xmpp_opening + xmpp_offer,
+          " \n\t" + xmpp_opening + xmpp_offer, "<?xml\tversion='1.0'?>" + xmpp_opening + xmpp_offer,
+          "<?xml\nversion='1.0'\n?>" + xmpp_opening + xmpp_offer,
           "<stream:stream\n id='a>b\"' xmlns:stream\n=\n\"http://etherx.jabber.org/streams\"\nversion='1.0'\n>\n" +
               xmpp_offer,
           xmpp_opening + "<stream:features><a>&lt;&gt;&amp;&apos;&quot;&#9;&#x41; > </a>\n<starttls " + tls +
@@ -57,6 +58,14 @@ TEST_CASE("xmpp: streams, features and the go-ahead are taken in every form of X
             CHECK(result.is_tls);
             CHECK(result.capabilities.empty());
         }
+}
+
+TEST_CASE("xmpp: a request may come behind blanks, as elements do")
+{
+    for (const std::string blanks : {"", " ", "\n", "\r\n\t "})
+        CHECK(us::starttls::is_xmpp_request(blanks + xmpp_request));
+    for (const std::string none : {"", " ", "\n<a/>", "a<starttls/>"})
+        CHECK_FALSE(us::starttls::is_xmpp_request(none));
 }
 
 TEST_CASE("xmpp: what XMPP excludes, and what is no XML, is malformed")

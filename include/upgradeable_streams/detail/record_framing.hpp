@@ -62,8 +62,9 @@ public:
         return size;
     }
 
-    /// Whether what was accepted ends where a record does.
+    /// Whether what was accepted ends where a record does, and with one that may be a close_notify.
     bool is_between_records() const { return header_size_ == 0; }
+    bool ends_with_close_notify() const { return is_between_records() && may_be_close_notify(); }
 
 private:
     std::size_t body_size() const
@@ -81,7 +82,7 @@ private:
                                                              size == 64 + tag));
     }
 
-    std::array<char, 5> header_;
+    std::array<char, 5> header_ = {};
     std::size_t header_size_ = 0;
     std::size_t body_seen_ = 0;
 };

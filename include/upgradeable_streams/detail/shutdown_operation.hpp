@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_SHUTDOWN_OPERATION_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_SHUTDOWN_OPERATION_HPP
 
+#include <upgradeable_streams/detail/record_framing.hpp>
 #include <upgradeable_streams/detail/stream_state.hpp>
 #include <upgradeable_streams/detail/tls_core.hpp>
 #include <upgradeable_streams/detail/tls_limits.hpp>
@@ -183,11 +184,14 @@ struct shutdown_operation
         state->resume_later(std::move(self));
     }
 
-    /// Whether TLS was given what is behind the close_notify.
+    /// Whether TLS was given what is behind the close_notify. From OpenSSL 3.2 on SSL_has_pending takes the close_notify
+    /// itself for that, and is asked only where the last record was no such.
     bool has_taken_too_much() const
     {
-        return !state->tls()->is_between_records() || SSL_has_pending(state->ssl()) ||
-               BIO_ctrl_pending(SSL_get_rbio(state->ssl())) > 0;
+        const record_framing& given = state->tls()->framing();
+        const bool is_pending = SSL_has_pending(state->ssl()) &&
+                                (OpenSSL_version_num() < 0x30200000L || !given.ends_with_close_notify());
+        return !given.is_between_records() || is_pending || BIO_ctrl_pending(SSL_get_rbio(state->ssl())) > 0;
     }
 
     void leave(bool cancelled)

@@ -14,6 +14,7 @@
 
 #include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>
+#include <asio/error.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>
 
@@ -71,7 +72,7 @@ public:
     asio::awaitable<void> start_tls();
 
     /// Throws a starttls_error with what the server answered.
-    [[noreturn]] void fail(errc reason) const;
+    [[noreturn]] void fail(const std::error_code& reason) const;
 
     /// Has `talk(dialogue, given...)` lead a dialogue, and closes the connection if it fails. Its result is what the
     /// server is capable of. Errors at the call: those that all clients have.
@@ -200,7 +201,7 @@ inline asio::awaitable<void> starttls_dialogue::start_tls()
     start_clock();
 }
 
-inline void starttls_dialogue::fail(errc reason) const
+inline void starttls_dialogue::fail(const std::error_code& reason) const
 {
     std::string shown = printable(words_.empty() ? reply_ : words_);
     for (std::size_t at; (at = shown.find("\\x0d\\x0a")) != shown.npos;)
@@ -257,6 +258,10 @@ inline void starttls_dialogue::give_up()
     {
         throw;
     }
+    catch (const tls_error&)
+    {
+        throw;
+    }
     catch (const limit_overrun_error&)
     {
         fail(errc::reply_too_long);
@@ -268,10 +273,10 @@ inline void starttls_dialogue::give_up()
     }
     catch (const std::system_error& error)
     {
-        if (expired_)
+        if (expired_ || error.code() == errc::operation_timeout)
             fail(errc::negotiation_timeout);
-        if (error.code() == errc::tls_not_offered)
-            fail(errc::tls_not_offered);
+        if (error.code() == asio::error::connection_reset || error.code() == errc::tls_not_offered)
+            fail(error.code());
         throw;
     }
 }

@@ -78,8 +78,8 @@ public:
     /// What was fed or received and is not yet read: after the peer's close_notify, what came with it in plain text.
     std::string_view fed() const { return input_; }
 
-    /// Whether what was read ends where a record does.
-    bool is_between_records() const { return framing_.is_between_records(); }
+    /// Of what was read.
+    const record_framing& framing() const { return framing_; }
 
     /// How the transport's input ended, after what was fed.
     void feed_error(const asio::error_code& error) { input_error_ = error; }

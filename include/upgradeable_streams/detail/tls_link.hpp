@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_DETAIL_TLS_LINK_HPP
 
 #include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/record_framing.hpp>
 #include <upgradeable_streams/detail/write_queue.hpp>
 #include <upgradeable_streams/tls_stream.hpp>
 
@@ -49,9 +50,9 @@ public:
     /// Tells of bytes that the handshake is given beside what is read.
     void skip(std::string_view received) { queue_.skip(received); }
 
-    /// The plain text that came with the last record, and whether what was read of it ends where a record does.
+    /// The records that TLS was given, and the plain text that came with the last.
+    const record_framing& framing() const { return queue_.framing(); }
     std::string take_plain_text() { return queue_.take_plain_text(); }
-    bool is_between_records() const { return queue_.is_between_records(); }
 
     /// Whether a write may begin, and whether all was handed to the socket.
     bool is_idle() const { return queue_.idle(); }
@@ -96,8 +97,8 @@ public:
     std::string take_first_bytes() { return core().take_first_bytes(); }
 
     void skip(std::string_view) {}
+    const record_framing& framing() const { return core().engine.framing(); }
     std::string take_plain_text() { return std::string(core().engine.fed()); }
-    bool is_between_records() const { return core().engine.is_between_records(); }
 
     bool is_idle() const { return true; }
     bool is_sent() const { return core().is_flushed(); }

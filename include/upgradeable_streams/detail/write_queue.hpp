@@ -73,8 +73,8 @@ public:
     /// The plain text that came with the last record.
     std::string take_plain_text() { return std::exchange(rest_, {}).substr(std::exchange(rest_begin_, 0)); }
 
-    /// Whether what was read ends where a record does.
-    bool is_between_records() const { return framing_.is_between_records(); }
+    /// Of what was read.
+    const record_framing& framing() const { return framing_; }
 
     template <typename MutableBufferSequence, typename Handler>
     void async_read_some(const MutableBufferSequence& buffers, Handler&& handler)

@@ -70,6 +70,7 @@ struct ftp_reply
 inline asio::awaitable<ftp_reply> read_ftp(starttls_dialogue& dialogue)
 {
     std::string line = co_await dialogue.read_line();
+    dialogue.explain(line);
     ftp_reply reply{reply_code(dialogue, line, " -"), {}};
     if (line.find('-') != 3)
         co_return reply;
@@ -105,7 +106,9 @@ inline asio::awaitable<void> secure_ftp(starttls_dialogue& dialogue)
     for (const std::string_view command : commands)
     {
         const ftp_reply reply = co_await ask_ftp(dialogue, command);
-        if (reply.code != "200" && reply.code != "530")
+        if (reply.code == "530")
+            break; // PROT cannot come before PBSZ
+        if (reply.code != "200")
             dialogue.fail(errc::request_refused);
     }
 }
@@ -120,6 +123,8 @@ inline asio::awaitable<std::vector<std::string>> talk_ftp(starttls_dialogue& dia
     if (dialogue.wants_tls(true))
         co_await secure_ftp(dialogue);
     reply = co_await ask_ftp(dialogue, "FEAT");
+    if (reply.code == "421")
+        dialogue.fail(errc::request_refused);
     if (is_negative(reply.code))
         co_return std::vector<std::string>();
     if (reply.code != "211")

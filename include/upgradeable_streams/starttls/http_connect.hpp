@@ -108,6 +108,7 @@ inline asio::awaitable<std::vector<std::string>> talk_http_connect(starttls_dial
     do
     {
         const std::string line = co_await dialogue.read_line();
+        dialogue.explain(line);
         status = parse_http_status(line);
         if (status.empty())
             dialogue.fail(errc::reply_malformed);

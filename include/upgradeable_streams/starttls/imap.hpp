@@ -85,7 +85,10 @@ inline asio::awaitable<std::vector<std::string>> ask_imap(starttls_dialogue& dia
         if (line_tag == tag && status == "ok")
             co_return capabilities;
         if (line_tag == tag ? status == "no" || status == "bad" : line_tag == "*" && status == "bye")
+        {
+            dialogue.explain(line);
             dialogue.fail(errc::request_refused);
+        }
         if (line_tag != "*")
             dialogue.fail(errc::reply_malformed);
         if (status == "capability")

@@ -27,8 +27,9 @@ namespace upgradeable_streams
 namespace starttls
 {
 
-/// Reads the greeting and says CAPABILITIES, upgrades, and says CAPABILITIES again. A server that does not know that
-/// does not offer TLS; one that speaks with other servers first is told MODE READER (RFC 3977 section 5.3).
+/// Reads the greeting and says CAPABILITIES, upgrades, and says CAPABILITIES again. A server that does not know that, and
+/// says 500 to 503, does not offer TLS; one that speaks with other servers first is told MODE READER (RFC 3977 section
+/// 5.3).
 ///
 /// Returns: `capabilities` are the lines of the last answer, as `VERSION 2`, `READER`, `AUTHINFO USER`.
 asio::awaitable<negotiated> nntp(const stream_reader& reader, const stream_writer& writer,
@@ -72,8 +73,8 @@ inline asio::awaitable<std::vector<std::string>> ask_nntp_capabilities(starttls_
     std::vector<std::string> capabilities;
     if (code == "101")
         capabilities = co_await dialogue.read_lines_to_dot();
-    else if (!is_negative(code))
-        dialogue.fail(errc::reply_malformed);
+    else if (code < "500" || code > "503")
+        dialogue.fail(is_negative(code) ? errc::request_refused : errc::reply_malformed);
     co_return capabilities;
 }
 

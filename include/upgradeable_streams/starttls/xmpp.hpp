@@ -40,7 +40,7 @@ asio::awaitable<negotiated> xmpp(const stream_reader& reader, const stream_write
 asio::awaitable<negotiated> xmpp_server(const stream_reader& reader, const stream_writer& writer,
                                         const starttls_options& options);
 
-/// Whether an element is `<starttls/>`; its namespace is declared in it.
+/// Whether an element, which blanks may precede, is `<starttls/>`; its namespace is declared in it.
 bool is_xmpp_request(std::string_view element);
 
 /// Answers a client's `<starttls/>` with `<proceed/>` and upgrades, after which the client opens a new stream; or says
@@ -124,7 +124,7 @@ inline asio::awaitable<std::vector<std::string>> open_xmpp_stream(starttls_dialo
 {
     dialogue.ask("<stream:stream>", header);
     std::string text = co_await read_xmpp_tag(dialogue, false);
-    if (text.starts_with("<?xml ") && text.ends_with("?>"))
+    if (text.starts_with("<?xml") && xml_space.find(text[5]) != xml_space.npos && text.ends_with("?>"))
         text = co_await read_xmpp_tag(dialogue, false);
     const std::optional<xml_tag> tag = xml_tag::parse(std::string_view(text).substr(text.find('<')));
     if (!tag || tag->is_end || tag->is_empty || tag->name != "stream:stream" ||
@@ -195,6 +195,7 @@ inline asio::awaitable<negotiated> xmpp_server(const stream_reader& reader, cons
 
 inline bool is_xmpp_request(std::string_view element)
 {
+    element.remove_prefix(std::min(element.find_first_not_of(detail::xml_space), element.size()));
     const std::optional<detail::xml_tag> tag = detail::first_xml_tag(element);
     return tag && !tag->is_end && tag->name == "starttls" && tag->attribute("xmlns") == detail::xmpp_tls;
 }
