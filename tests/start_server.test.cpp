@@ -738,6 +738,24 @@ TEST_CASE("start_server: close ends listening and leaves connections running")
         });
 }
 
+TEST_CASE("start_server: a server that was closed listens no more, and another may take its address at once")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0);
+            const std::uint16_t port = server.sockets()[0].port;
+            for (int i = 0; i < 3; ++i)
+            {
+                server.close();
+                CHECK_THROWS(test::raw_peer::connect(test::loopback(port)));
+                server = co_await us::start_server(test::echo, "127.0.0.1", port);
+                const std::string line = co_await test::ask(server, "hello\n");
+                CHECK(line == "hello\n");
+            }
+        });
+}
+
 TEST_CASE("start_server: a handler may close its server")
 {
     test::run(

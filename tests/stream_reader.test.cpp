@@ -1091,6 +1091,82 @@ TEST_CASE("reader: a read that takes too long does not disturb what is being sen
         });
 }
 
+TEST_CASE("reader: operation_timeout and cancellation end a read while the other direction writes and drains")
+{
+    const bool tls = GENERATE(false, true);
+    const bool cancelled = GENERATE(false, true);
+    CAPTURE(tls, cancelled);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            us::connection_options options = options_of(tls);
+            options.operation_timeout = cancelled ? 1h : 200ms;
+            raw_link link = co_await link_over_socket(options);
+            const std::string sent = test::pattern(9).bytes(0, 16 * 1024 * 1024);
+            auto receiving = test::run_in_thread([&] { return link.receive(sent.size()); });
+            const auto pending = test::spawn(executor, [&] { return link.reader.readline(); });
+            for (std::size_t at = 0; at < sent.size(); at += sent.size() / 32)
+            {
+                link.writer.write(std::string_view(sent).substr(at, sent.size() / 32));
+                co_await link.writer.drain();
+            }
+            if (cancelled)
+                pending.cancel();
+            const std::error_code error = co_await error_of(pending.join());
+            CHECK(error == (cancelled ? std::error_code(asio::error::operation_aborted)
+                                      : make_error_code(us::errc::operation_timeout)));
+            const std::string received = co_await test::joined(std::move(receiving));
+            CHECK(received == sent);
+        });
+}
+
+TEST_CASE("reader: a peer that talks while it is streamed to is heard, with an operation_timeout too")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            us::connection_options options = options_of(tls);
+            options.operation_timeout = 30s;
+            raw_link link = co_await link_over_socket(options);
+            const std::string sent = test::pattern(9).bytes(0, 32 * 1024 * 1024);
+            constexpr int lines = 64;
+            auto talking = test::run_in_thread(
+                [&]
+                {
+                    std::string received;
+                    for (int i = 0; i < lines; ++i)
+                    {
+                        received += link.receive(sent.size() / lines);
+                        link.send("line\n");
+                    }
+                    return received;
+                });
+            int heard = 0;
+            const auto listening = test::spawn(executor,
+                                               [&]() -> awaitable<void>
+                                               {
+                                                   for (; heard < lines; ++heard)
+                                                   {
+                                                       const std::string line = co_await link.reader.readline();
+                                                       CHECK(line == "line\n");
+                                                   }
+                                               });
+            for (std::size_t at = 0; at < sent.size(); at += sent.size() / 64)
+            {
+                link.writer.write(std::string_view(sent).substr(at, sent.size() / 64));
+                co_await link.writer.drain();
+            }
+            const std::string received = co_await test::joined(std::move(talking));
+            CHECK(received == sent);
+            co_await listening.join();
+            CHECK(heard == lines);
+        });
+}
+
 TEST_CASE("reader: what comes while others have their turn is received without a call in vain")
 {
     const bool tls = GENERATE(false, true);

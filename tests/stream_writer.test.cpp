@@ -1004,6 +1004,35 @@ TEST_CASE("write_eof: a write after it is std::errc::broken_pipe")
         });
 }
 
+TEST_CASE("writer: a coroutine that was cancelled before may still drain, wait for the end, and connect")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            test::raw_listener listener;
+            raw_link link = co_await link_over_socket();
+            const auto tidy_up = [&]() -> awaitable<void>
+            {
+                co_await asio::this_coro::throw_if_cancelled(false);
+                const std::error_code cancelled = co_await error_of(link.reader.readline());
+                CHECK(cancelled == asio::error::operation_aborted);
+                link.writer.write("goodbye\n");
+                link.writer.set_write_buffer_limits({.high = 0});
+                co_await link.writer.drain();
+                auto other = co_await us::open_connection("127.0.0.1", listener.port());
+                link.writer.close();
+                co_await link.writer.wait_closed();
+            };
+            const auto tidying = test::spawn(executor, tidy_up);
+            co_await test::turns();
+            tidying.cancel();
+            co_await tidying.join();
+            const std::string received = link.peer.recv_all();
+            CHECK(received == "goodbye\n");
+        });
+}
+
 TEST_CASE("write_eof: refused under TLS 1.2, with nothing sent")
 {
     test::run(

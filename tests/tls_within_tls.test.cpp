@@ -392,6 +392,30 @@ TEST_CASE("start_tls<within_tls>: the inner session can be stopped and begun aga
         });
 }
 
+TEST_CASE("start_tls<within_tls>: behind an inner session that was stopped write_eof ends the outer one's direction")
+{
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            test::stream_link link = co_await test::link_of_streams(encrypted(us::tls_role::client));
+            co_await go_deeper(link);
+            const auto other = test::spawn(
+                executor, [&]() -> awaitable<void>
+                { std::tie(link.peer_reader, link.peer_writer) = co_await link.peer_writer.stop_tls(); });
+            std::tie(link.reader, link.writer) = co_await link.writer.stop_tls();
+            co_await other.join();
+            CHECK(link.writer.can_write_eof());
+            link.writer.write("tail");
+            link.writer.write_eof();
+            const std::string tail = co_await link.peer_reader.read();
+            CHECK(tail == "tail");
+            link.peer_writer.write("answer\n");
+            const std::string answer = co_await link.reader.readline();
+            CHECK(answer == "answer\n");
+        });
+}
+
 TEST_CASE("start_tls<within_tls>: while it runs the old handles can close, and afterwards tell that they did")
 {
     test::run(

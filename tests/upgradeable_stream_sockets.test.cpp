@@ -107,6 +107,64 @@ TEMPLATE_TEST_CASE("upgradeable_stream: the socket may be an upgradeable_stream,
 namespace
 {
 
+/// A stream whose operations need it to their end.
+class needed_stream : public test::chunked_stream<tcp::socket>
+{
+public:
+    using base = test::chunked_stream<tcp::socket>;
+
+    needed_stream(tcp::socket socket, int& used_after_end) : base(std::move(socket)), used_after_end_(&used_after_end)
+    {
+    }
+
+    needed_stream(needed_stream&& other) : base(std::move(other)), used_after_end_(other.used_after_end_) {}
+    ~needed_stream() { *lives_ = false; }
+
+    template <typename Buffers, typename Token>
+    auto async_read_some(const Buffers& buffers, Token&& token)
+    {
+        const auto read = [this, buffers, lives = lives_, used = used_after_end_,
+                           begun = false](auto& self, asio::error_code error = {}, std::size_t size = 0) mutable
+        {
+            if (std::exchange(begun, true))
+            {
+                *used += !*lives;
+                return self.complete(error, size);
+            }
+            const auto copy = buffers;
+            this->base::async_read_some(copy, std::move(self));
+        };
+        return asio::async_compose<Token, void(asio::error_code, std::size_t)>(read, token, *this);
+    }
+
+private:
+    int* used_after_end_;
+    std::shared_ptr<bool> lives_ = std::make_shared<bool>(true);
+};
+
+} // namespace
+
+TEST_CASE("upgradeable_stream: one that goes while it reads in plain text keeps the stream that it is over for that")
+{
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    int used_after_end = 0;
+    std::array<char, 16> bytes;
+    outcome read;
+    {
+        us::upgradeable_stream<needed_stream> stream(needed_stream(std::move(socket), used_after_end),
+                                                     options_of(tls_role::client));
+        stream.async_read_some(asio::buffer(bytes), into(read));
+        io.poll();
+    }
+    run_until_done(io, read);
+    CHECK(read.error == asio::error::operation_aborted);
+    CHECK(used_after_end == 0);
+}
+
+namespace
+{
+
 /// A TLS layer that counts how it is used.
 template <typename NextLayer>
 class counting_layer : public asio::ssl::stream<NextLayer>

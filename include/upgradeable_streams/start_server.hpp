@@ -88,8 +88,8 @@ struct server_options
     /// Connections open at once; more wait in the backlog.
     std::size_t max_connections = 10'000;
 
-    /// TLS handshakes at once; more wait for their turn, within their deadline. While any do, a handshake gets a sixth of
-    /// its time at most, and then errc::handshake_timeout: who connects and says nothing does not keep others out.
+    /// TLS handshakes at once; more wait for their turn, within their deadline. While any do, a handshake gets a sixth
+    /// of its time at most, and then errc::handshake_timeout: who connects and says nothing does not keep others out.
     std::size_t max_handshakes = 1'000;
 
     /// Writes a line to std::clog unless given.
@@ -138,7 +138,8 @@ public:
     /// Errors: as start_serving. Cancellation: closes the server.
     asio::awaitable<void> serve_forever() { return serve_forever(handle_); }
 
-    /// Stops listening; connections go on. The file of a Unix domain socket is removed.
+    /// Stops listening; connections go on. The file of a Unix domain socket is removed. Where this is called on the
+    /// server's own executor, and not in a handler of a connection, that is done on return; soon otherwise.
     void close() { handle_->listener->close(); }
 
     /// Closes each connection as stream_writer::close does.

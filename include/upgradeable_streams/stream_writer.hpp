@@ -68,9 +68,9 @@ class inner_stream;
 
 /// Writes to a connection and closes it.
 ///
-/// Errors, of every operation: errc::upgrade_in_progress while start_tls or stop_tls runs, and
-/// errc::connection_upgraded afterwards, through a writer from before; errc::connection_closed after close; the reason
-/// of a lost connection.
+/// Errors, of every operation that sends or changes something: errc::upgrade_in_progress while start_tls or stop_tls
+/// runs, and errc::connection_upgraded afterwards, through a writer from before; errc::connection_closed after close,
+/// but for drain, while what was queued is sent; the reason of a lost connection.
 ///
 /// Concurrency and lifetime: as stream_reader.
 class stream_writer

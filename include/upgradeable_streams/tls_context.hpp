@@ -124,8 +124,8 @@ inline void set_safe_defaults(SSL_CTX* context)
     if (!SSL_CTX_set_cipher_list(context, "ECDHE+AESGCM:ECDHE+CHACHA20"))
         throw_openssl_error("cipher list");
     // OpenSSL's default groups but those over finite fields, with which a client makes a server work hard for nothing
-    // (CVE-2002-20001): from 3.5 on, before, and with a provider that lacks the others. 3.3 and 3.4 know "?" but not "/",
-    // so that secp256r1 must not be optional: it is what they refuse the first list for.
+    // (CVE-2002-20001): from 3.5 on, before, and with a provider that lacks the others. 3.3 and 3.4 know "?" but not
+    // "/", so that secp256r1 must not be optional: it is what they refuse the first list for.
     for (const char* groups : {"?*X25519MLKEM768/?*X25519:secp256r1/?X448:?secp384r1:?secp521r1",
                                "X25519:P-256:X448:P-521:P-384", "P-256:P-521:P-384"})
     {

@@ -132,8 +132,10 @@ public:
         return asio::async_initiate<Token, void(asio::error_code, std::size_t)>(
             [](auto handler, const std::shared_ptr<state>& s, const MutableBufferSequence& b)
             {
-                if (Socket* plain = s->plain_to_read())
-                    return void(plain->async_read_some(b, std::move(handler)));
+                if (s->plain_to_read())
+                    return detail::begin_plain<Socket>(
+                        s, [b](Socket& plain, auto&& h) { plain.async_read_some(b, std::move(h)); },
+                        std::move(handler));
                 asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
                     detail::read_operation<state, MutableBufferSequence>{s, b}, handler, s->socket());
             },
@@ -149,8 +151,10 @@ public:
         return asio::async_initiate<Token, void(asio::error_code, std::size_t)>(
             [](auto handler, const std::shared_ptr<state>& s, const ConstBufferSequence& b)
             {
-                if (Socket* plain = s->plain())
-                    return void(plain->async_write_some(b, std::move(handler)));
+                if (s->plain())
+                    return detail::begin_plain<Socket>(
+                        s, [b](Socket& plain, auto&& h) { plain.async_write_some(b, std::move(h)); },
+                        std::move(handler));
                 asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
                     detail::write_operation<state, ConstBufferSequence>{s, b}, handler, s->socket());
             },

@@ -257,7 +257,7 @@ TEST_CASE("starttls clients: a client that is cancelled closes the connection")
         });
 }
 
-TEST_CASE("starttls clients: a reset, and the time limit of a read, are errors of the dialogue that close the connection")
+TEST_CASE("starttls clients: a reset, and the time limit of a read, are errors of the dialogue and close the connection")
 {
     const conversation& meant = GENERATE(from_range(test::conversations()));
     const bool resets = GENERATE(false, true);

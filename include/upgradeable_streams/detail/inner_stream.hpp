@@ -97,10 +97,19 @@ public:
     std::size_t available(asio::error_code&) const { return 0; }
     void cancel(asio::error_code&) { outer_->cancel_read(); }
 
-    /// The outer session ends as a whole.
-    void shutdown(asio::socket_base::shutdown_type, asio::error_code& error)
+    /// Otherwise than to be written to no more the outer session ends as a whole.
+    void shutdown(asio::socket_base::shutdown_type what, asio::error_code& error)
+    try
     {
         error = asio::error::operation_not_supported;
+        if (what != asio::socket_base::shutdown_send || !writer_.can_write_eof())
+            return;
+        writer_.write_eof();
+        error.clear();
+    }
+    catch (const std::system_error& failed)
+    {
+        error = failed.code();
     }
 
     void close(asio::error_code&) { outer_->abort(); }

@@ -18,6 +18,7 @@
 #include <asio/awaitable.hpp>
 #include <asio/co_spawn.hpp>
 #include <asio/detached.hpp>
+#include <asio/dispatch.hpp>
 #include <asio/generic/stream_protocol.hpp>
 #include <asio/post.hpp>
 #include <asio/redirect_error.hpp>
@@ -188,12 +189,12 @@ inline void listener::close()
             return;
         serving_ = false;
     }
-    asio::post(strand_,
-               [self = shared_from_this()]
-               {
-                   self->bound_.close();
-                   self->changed_.cancel();
-               });
+    asio::dispatch(strand_,
+                   [self = shared_from_this()]
+                   {
+                       self->bound_.close();
+                       self->changed_.cancel();
+                   });
 }
 
 inline bool listener::is_serving() const
@@ -338,6 +339,8 @@ inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> sel
         if (error && error != asio::error::operation_aborted && error != asio::error::connection_aborted)
         {
             self->report(std::make_exception_ptr(std::system_error(error, "accept")), {});
+            if (self->is_closed())
+                co_return;
             bound.pause.expires_after(accept_retry_delay);
             co_await bound.pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
         }

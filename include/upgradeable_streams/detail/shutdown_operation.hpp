@@ -184,8 +184,8 @@ struct shutdown_operation
         state->resume_later(std::move(self));
     }
 
-    /// Whether TLS was given what is behind the close_notify. From OpenSSL 3.2 on SSL_has_pending takes the close_notify
-    /// itself for that, and is asked only where the last record was no such.
+    /// Whether TLS was given what is behind the close_notify. From OpenSSL 3.2 on SSL_has_pending takes the
+    /// close_notify itself for that, and is asked only where the last record was no such.
     bool has_taken_too_much() const
     {
         const record_framing& given = state->tls()->framing();

@@ -9,6 +9,7 @@
 #include <upgradeable_streams/error.hpp>
 
 #include <asio/cancellation_type.hpp>
+#include <asio/compose.hpp>
 #include <asio/error.hpp>
 
 #include <cstddef>
@@ -22,6 +23,38 @@ namespace upgradeable_streams::detail
 inline asio::cancellation_type as_terminal(asio::cancellation_type type)
 {
     return type == asio::cancellation_type::none ? type : asio::cancellation_type::terminal;
+}
+
+/// An operation of a plain stream that is no socket, and may need its stream to the end. `begin(stream, handler)`
+/// begins it.
+template <typename State, typename Begin>
+struct plain_operation
+{
+    std::shared_ptr<State> state;
+    Begin begin;
+    bool has_begun = false;
+
+    template <typename Self>
+    void operator()(Self& self, asio::error_code error = {}, std::size_t size = 0)
+    {
+        if (std::exchange(has_begun, true))
+            return self.complete(error, size);
+        self.reset_cancellation_state([](asio::cancellation_type type) { return type; });
+        const auto keep = state;
+        const auto copy = begin;
+        copy(keep->socket(), std::move(self));
+    }
+};
+
+/// Begins an operation of the plain stream, which is safe to destroy meanwhile.
+template <typename Socket, typename State, typename Begin, typename Handler>
+void begin_plain(const std::shared_ptr<State>& state, Begin begin, Handler&& handler)
+{
+    if constexpr (is_socket<Socket>)
+        begin(state->socket(), std::move(handler));
+    else
+        asio::async_compose<Handler, void(asio::error_code, std::size_t)>(
+            plain_operation<State, Begin>{state, std::move(begin)}, handler, state->socket());
 }
 
 template <typename State, typename MutableBufferSequence>

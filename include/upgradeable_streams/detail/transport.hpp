@@ -82,9 +82,10 @@ public:
     /// Waits until there may be something to receive or others had their turn; receive_now has to have found nothing.
     asio::awaitable<read_result> wait_to_receive();
 
-    /// Whether the connection may go on without a trip through the event loop, and that trip.
+    /// Whether the connection may go on without a trip through the event loop, and that trip: of the read that is
+    /// pending, whose time limit holds for it, or beside it.
     bool has_turn() const { return spent_ < turn_size; }
-    asio::awaitable<read_result> wait_for_turn();
+    asio::awaitable<read_result> wait_for_turn(bool is_read = true);
 
     /// Whether the read that is pending has taken longer than it may.
     bool is_read_late() const { return time_limit_ && time_limit_->is_read_late(); }
@@ -231,18 +232,17 @@ class read_handler
 public:
     using target_type = asio::async_result<asio::use_awaitable_t<>, void(read_result)>::handler_type;
 
-    read_handler(std::shared_ptr<transport> t, target_type&& resumed)
-        : target_(std::move(resumed)), transport_(std::move(t))
+    read_handler(std::shared_ptr<transport> t, target_type&& resumed, bool is_read = true)
+        : target_(std::move(resumed)), transport_(std::move(t)), limit_(is_read ? transport_->time_limit_ : nullptr)
     {
-        if (const auto& limit = transport_->time_limit_)
-            limit->pass_on(target_.get_cancellation_slot());
+        if (limit_)
+            limit_->pass_on(target_.get_cancellation_slot());
     }
 
     using cancellation_slot_type = target_type::cancellation_slot_type;
     cancellation_slot_type get_cancellation_slot() const noexcept
     {
-        const auto& limit = transport_->time_limit_;
-        return limit ? limit->read_slot() : target_.get_cancellation_slot();
+        return limit_ ? limit_->read_slot() : target_.get_cancellation_slot();
     }
 
     void operator()(const asio::error_code& error, std::size_t size)
@@ -270,6 +270,7 @@ public:
 private:
     target_type target_;
     std::shared_ptr<transport> transport_;
+    std::shared_ptr<time_limit> limit_;
 };
 
 inline std::size_t transport::read_now(asio::mutable_buffer memory)
@@ -323,11 +324,11 @@ inline asio::awaitable<read_result> transport::cancelled_read()
     co_return read_result{asio::error::operation_aborted, 0};
 }
 
-inline asio::awaitable<read_result> transport::wait_for_turn()
+inline asio::awaitable<read_result> transport::wait_for_turn(bool is_read)
 {
     return asio::async_initiate<const asio::use_awaitable_t<>, void(read_result)>(
-        [this](read_handler::target_type target)
-        { async_yield(read_handler(shared_from_this(), std::move(target))); },
+        [this, is_read](read_handler::target_type target)
+        { async_yield(read_handler(shared_from_this(), std::move(target), is_read)); },
         asio::use_awaitable);
 }
 
@@ -496,7 +497,7 @@ inline asio::awaitable<void> transport::drain()
     throw_if_lost();
     if (has_turn())
         co_return;
-    const read_result result = co_await wait_for_turn();
+    const read_result result = co_await wait_for_turn(false);
     if (result.error == asio::error::operation_aborted)
         throw std::system_error(result.error);
 }

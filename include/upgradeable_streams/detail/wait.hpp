@@ -17,16 +17,6 @@
 namespace upgradeable_streams::detail
 {
 
-/// Returns when the timer expires or is cancelled; throws asio::error::operation_aborted when the caller is.
-inline asio::awaitable<void> wait(asio::steady_timer& timer)
-{
-    asio::error_code ignored;
-    co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
-    const auto cancellation = co_await asio::this_coro::cancellation_state;
-    if (cancellation.cancelled() != asio::cancellation_type::none)
-        throw std::system_error(asio::error::operation_aborted);
-}
-
 /// Tells whether a coroutine was cancelled since this was made, though what it waited for came first.
 class cancellation_watch
 {
@@ -39,6 +29,16 @@ private:
     asio::cancellation_state state_;
     asio::cancellation_type before_;
 };
+
+/// Returns when the timer expires or is cancelled; throws asio::error::operation_aborted when the caller is.
+inline asio::awaitable<void> wait(asio::steady_timer& timer)
+{
+    asio::error_code ignored;
+    const cancellation_watch cancellation(co_await asio::this_coro::cancellation_state);
+    co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+    if (cancellation.was_cancelled())
+        throw std::system_error(asio::error::operation_aborted);
+}
 
 } // namespace upgradeable_streams::detail
 

@@ -27,9 +27,9 @@ namespace upgradeable_streams
 namespace starttls
 {
 
-/// Reads the greeting and says CAPABILITIES, upgrades, and says CAPABILITIES again. A server that does not know that, and
-/// says 500 to 503, does not offer TLS; one that speaks with other servers first is told MODE READER (RFC 3977 section
-/// 5.3).
+/// Reads the greeting and says CAPABILITIES, upgrades, and says CAPABILITIES again. A server that does not know that,
+/// and says 500 to 503, does not offer TLS; one that speaks with other servers first is told MODE READER (RFC 3977
+/// section 5.3).
 ///
 /// Returns: `capabilities` are the lines of the last answer, as `VERSION 2`, `READER`, `AUTHINFO USER`.
 asio::awaitable<negotiated> nntp(const stream_reader& reader, const stream_writer& writer,
