@@ -1340,20 +1340,26 @@ TEST_CASE("tls_stream: replies that can no longer be sent are not kept")
         [&]() -> asio::awaitable<void>
         {
             const auto executor = co_await asio::this_coro::executor;
+            std::promise<void> sent, measured; // the peer allocates nothing meanwhile
             tls_end<socket_layer> end(connect(executor),
                                       [&](test::raw_peer& p)
                                       {
                                           for (int i = 0; i < 4'000; ++i)
                                               p.key_update(true);
                                           p.tls_write("x");
+                                          sent.set_value();
+                                          measured.get_future().wait_for(test::run_deadline);
                                           hold_open(p);
                                       });
             co_await end.shake_hands();
             end.layer.lowest_layer().shutdown(tcp::socket::shutdown_send);
+            auto all_sent = test::run_in_thread([&] { sent.get_future().wait(); });
+            co_await test::joined(std::move(all_sent));
             const test::memory_use before = test::allocated();
             char byte = 0;
             co_await end.layer.async_read_some(asio::buffer(&byte, 1), use_awaitable);
             CHECK(test::allocated().bytes < before.bytes + 20'000);
+            measured.set_value();
             end.layer.lowest_layer().close();
             co_await test::joined(std::move(end.peer));
         });
