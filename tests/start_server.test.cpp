@@ -816,17 +816,39 @@ TEST_CASE("start_server: wait_closed that is cancelled leaves the server as it w
         });
 }
 
+namespace
+{
+
+/// A handler that sends so much, and waits for a line.
+auto sends(std::size_t size)
+{
+    return [size](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+    {
+        writer.write(std::string(size, 'x'));
+        co_await reader.readline();
+    };
+}
+
+/// Waits until something has come to a peer, which does not read it.
+asio::awaitable<void> until_sent_to(test::raw_peer& peer)
+{
+    const auto has_come = [&]
+    {
+        char byte = 0;
+        return ::recv(peer.descriptor(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 1;
+    };
+    co_await test::eventually(has_come);
+}
+
+} // namespace
+
 TEST_CASE("start_server: close_clients closes each connection after what is queued was sent")
 {
     test::run(
         []() -> asio::awaitable<void>
         {
             const std::size_t size = 8 * 1024 * 1024;
-            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
-            {
-                writer.write(std::string(size, 'x'));
-                co_await reader.readline();
-            };
+            const auto handle = sends(size);
             const test::error_log errors;
             us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.error_handler = errors});
             auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
@@ -845,20 +867,11 @@ TEST_CASE("start_server: abort_clients closes each connection at once")
     test::run(
         []() -> asio::awaitable<void>
         {
-            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
-            {
-                writer.write(std::string(64 * 1024 * 1024, 'x'));
-                co_await reader.readline();
-            };
+            const auto handle = sends(64 * 1024 * 1024);
             const test::error_log errors;
             us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.error_handler = errors});
             auto peer = test::raw_peer::connect(test::endpoint_of(server)); // does not read
-            const auto sending = [&]
-            {
-                char byte = 0;
-                return ::recv(peer.descriptor(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 1;
-            };
-            co_await test::eventually(sending);
+            co_await until_sent_to(peer);
             server.close();
             server.abort_clients();
             co_await server.wait_closed();
@@ -871,11 +884,7 @@ TEST_CASE("server: shutdown closes each connection after what is queued was sent
         []() -> asio::awaitable<void>
         {
             const std::size_t size = 8 * 1024 * 1024;
-            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
-            {
-                writer.write(std::string(size, 'x'));
-                co_await reader.readline();
-            };
+            const auto handle = sends(size);
             const test::error_log errors;
             us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.error_handler = errors});
             auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
@@ -897,23 +906,14 @@ TEST_CASE("server: shutdown aborts what is open when its grace has passed")
     test::run(
         []() -> asio::awaitable<void>
         {
-            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
-            {
-                writer.write(std::string(64 * 1024 * 1024, 'x'));
-                co_await reader.readline();
-            };
+            const auto handle = sends(64 * 1024 * 1024);
             asio::ssl::context ssl = test::make_server_context();
             const test::error_log errors;
             us::server server = co_await us::start_server(
                 handle, "127.0.0.1", 0,
                 {.ssl = &ssl, .upgradeable = true, .ssl_shutdown_timeout = 1h, .error_handler = errors});
             auto peer = test::raw_peer::connect(test::endpoint_of(server)); // does not read
-            const auto sending = [&]
-            {
-                char byte = 0;
-                return ::recv(peer.descriptor(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 1;
-            };
-            co_await test::eventually(sending);
+            co_await until_sent_to(peer);
             co_await server.shutdown(50ms);
             CHECK(errors.size() == 0);
             CHECK_THROWS_AS(server.shutdown(0s), std::invalid_argument);
@@ -925,11 +925,7 @@ TEST_CASE("server: shutdown that is cancelled aborts nothing")
     test::run(
         []() -> asio::awaitable<void>
         {
-            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
-            {
-                writer.write(std::string(64 * 1024 * 1024, 'x'));
-                co_await reader.readline();
-            };
+            const auto handle = sends(64 * 1024 * 1024);
             us::server server = co_await us::start_server(handle, "127.0.0.1", 0);
             auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
             const auto executor = co_await asio::this_coro::executor;
