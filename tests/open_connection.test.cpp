@@ -702,12 +702,15 @@ TEST_CASE("open_connection: while the first address is silent the second is trie
 
 TEST_CASE("open_connection: without happy_eyeballs_delay an address is tried once the one before it has failed")
 {
+    using duration = std::chrono::steady_clock::duration;
+    const std::optional<duration> none_or_endless =
+        GENERATE(std::optional<duration>(), std::optional<duration>(duration::max()));
     leaves_nothing_open(
-        []() -> awaitable<void>
+        [=]() -> awaitable<void>
         {
             const auto executor = co_await asio::this_coro::executor;
             us::connection_options options;
-            options.happy_eyeballs_delay = std::nullopt;
+            options.happy_eyeballs_delay = none_or_endless;
             {
                 black_hole silent(executor, "127.0.0.2");
                 const listener server(executor, {asio::ip::make_address("127.0.0.3"), silent.port()});

@@ -14,7 +14,10 @@
 #include "support/thread.hpp"
 
 #include <asio/awaitable.hpp>
+#include <asio/co_spawn.hpp>
+#include <asio/detached.hpp>
 #include <asio/error.hpp>
+#include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/ip/v6_only.hpp>
 #include <asio/local/stream_protocol.hpp>
@@ -22,6 +25,7 @@
 #include <asio/ssl/error.hpp>
 #include <asio/this_coro.hpp>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -1796,9 +1800,8 @@ std::optional<int> other_end(int descriptor)
 
 bool is_closed(const test::raw_peer& peer)
 {
-    char byte = 0;
-    const ssize_t size = ::recv(peer.descriptor(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-    return size == 0 || (size < 0 && errno != EAGAIN);
+    pollfd end{peer.descriptor(), POLLRDHUP, 0}; // behind an alert too
+    return ::poll(&end, 1, 0) > 0;
 }
 
 /// Whether the server, in this process, has accepted a connection and received all that was sent on it, or closed it.
@@ -2370,6 +2373,25 @@ TEST_CASE("start_unix_server: the last handle that goes removes the file, also o
             CHECK(server.is_serving() == serving);
             CHECK(is_socket_file(path));
         });
+    CHECK_FALSE(exists(path));
+}
+
+TEST_CASE("start_unix_server: the file is removed when the server goes with its io_context")
+{
+    const test::temporary_directory directory;
+    const std::string path = directory.file("socket");
+    {
+        asio::io_context io;
+        const auto serve = [&]() -> asio::awaitable<void>
+        {
+            us::server server = co_await us::start_unix_server(test::echo, path);
+            CHECK(is_socket_file(path));
+            io.stop();
+            co_await server.serve_forever();
+        };
+        asio::co_spawn(io, serve, asio::detached);
+        io.run_for(test::run_deadline);
+    }
     CHECK_FALSE(exists(path));
 }
 

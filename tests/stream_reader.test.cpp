@@ -474,27 +474,16 @@ TEST_CASE("reader: after much was received a connection that waits holds no buff
     test::run(
         [=]() -> awaitable<void>
         {
-            const auto executor = co_await asio::this_coro::executor;
             raw_link link = co_await link_over_socket(options_of(tls));
-            const auto wait = [&]() -> awaitable<std::ptrdiff_t>
-            {
-                auto pending = test::spawn(executor, [&] { return link.reader.readline(); });
-                co_await test::turns();
-                const std::ptrdiff_t bytes = test::allocated().bytes;
-                link.send("x\n");
-                const std::string line = co_await pending.join();
-                CHECK(line == "x\n");
-                co_return bytes;
-            };
-            co_await wait();
-            const std::ptrdiff_t before = co_await wait();
+            co_await test::allocated_while_waiting(link);
+            const std::ptrdiff_t before = co_await test::allocated_while_waiting(link);
             {
                 auto sending = test::run_in_thread([&] { link.send(std::string(1'000'000, 'x')); });
                 const std::string all = co_await link.reader.readexactly(1'000'000);
                 CHECK(all.size() == 1'000'000);
                 co_await test::joined(std::move(sending));
             }
-            const std::ptrdiff_t after = co_await wait();
+            const std::ptrdiff_t after = co_await test::allocated_while_waiting(link);
             CHECK(after - before < 2000);
         });
 }
@@ -857,6 +846,47 @@ TEST_CASE("reader: what came before a reset is delivered first, and the reset is
                 CHECK(error == asio::error::connection_reset);
             }
             CHECK(!link.reader.at_eof());
+        });
+}
+
+TEST_CASE("reader: a reset that a write was told of is no end, unless the peer had ended before")
+{
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    const bool over_socket = GENERATE(false, true);
+    const bool tls = GENERATE(false, true);
+    const bool ended = GENERATE(false, true);
+    CAPTURE(chunk, over_socket, tls, ended);
+    us::connection_options options = options_of(tls);
+    options.suppress_ragged_eofs = true;
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            auto linking = over_socket ? link_over_socket(options) : link_with_raw_peer(options, chunk);
+            raw_link link = co_await std::move(linking);
+            link.send("abc");
+            if (ended)
+                link.end();
+            link.peer.reset();
+            link.writer.set_write_buffer_limits({.high = 0});
+            link.writer.write("request\n");
+            const std::error_code lost = co_await error_of(link.writer.drain());
+            CHECK(lost == (ended ? std::error_code(asio::error::broken_pipe) : asio::error::connection_reset));
+            std::string all = co_await link.reader.read(3);
+            while (all.size() < 3)
+                all += co_await link.reader.read(3);
+            CHECK(all == "abc");
+            if (ended)
+            {
+                const std::string end = co_await link.reader.read(3);
+                CHECK(end.empty());
+                CHECK(link.reader.at_eof());
+            }
+            for (int i = 0; i < 2 && !ended; ++i)
+            {
+                const std::error_code error = co_await error_of(link.reader.read(3));
+                CHECK(error == asio::error::connection_reset);
+                CHECK(!link.reader.at_eof());
+            }
         });
 }
 

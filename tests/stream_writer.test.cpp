@@ -1033,6 +1033,67 @@ TEST_CASE("writer: a coroutine that was cancelled before may still drain, wait f
         });
 }
 
+TEST_CASE("writer: a coroutine that is cancelled again stops draining, or waiting for the end, each time")
+{
+    const bool drains = GENERATE(false, true);
+    CAPTURE(drains);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            raw_link link = co_await link_over_socket();
+            link.writer.write(std::string(32 << 20, 'x'));
+            const auto wait_twice = [&]() -> awaitable<void>
+            {
+                co_await asio::this_coro::throw_if_cancelled(false);
+                for (int i = 0; i < 2; ++i)
+                {
+                    auto waiting = drains ? link.writer.drain() : link.writer.wait_closed();
+                    const std::error_code cancelled = co_await error_of(std::move(waiting));
+                    CHECK(cancelled == asio::error::operation_aborted);
+                }
+            };
+            const auto waiting = test::spawn(executor, wait_twice);
+            for (int i = 0; i < 2; ++i)
+            {
+                co_await test::turns();
+                waiting.cancel();
+            }
+            co_await waiting.join();
+            link.writer.abort();
+        });
+}
+
+TEST_CASE("writer: after much was queued a connection that waits holds no buffer for it")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const us::connection_options options = tls ? tls_from_the_start() : us::connection_options();
+            const auto send_much = [](raw_link& through) -> awaitable<void>
+            {
+                const std::string much(8'000'000, 'x');
+                through.writer.write(much);
+                co_await test::turns();
+                auto receiving = test::run_in_thread([&] { return through.receive(much.size()) == much; });
+                const bool is_whole = co_await test::joined(std::move(receiving));
+                CHECK(is_whole);
+            };
+            {
+                raw_link other = co_await link_over_socket(options);
+                co_await send_much(other); // what the thread keeps for good
+            }
+            raw_link link = co_await link_over_socket(options);
+            co_await test::allocated_while_waiting(link);
+            const std::ptrdiff_t before = co_await test::allocated_while_waiting(link);
+            co_await send_much(link);
+            const std::ptrdiff_t after = co_await test::allocated_while_waiting(link);
+            CHECK(after - before < 2000);
+        });
+}
+
 TEST_CASE("write_eof: refused under TLS 1.2, with nothing sent")
 {
     test::run(

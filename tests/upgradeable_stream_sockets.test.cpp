@@ -123,8 +123,8 @@ public:
     template <typename Buffers, typename Token>
     auto async_read_some(const Buffers& buffers, Token&& token)
     {
-        const auto read = [this, buffers, lives = lives_, used = used_after_end_,
-                           begun = false](auto& self, asio::error_code error = {}, std::size_t size = 0) mutable
+        auto read = [this, buffers, lives = lives_, used = used_after_end_,
+                     begun = false](auto& self, asio::error_code error = {}, std::size_t size = 0) mutable
         {
             if (std::exchange(begun, true))
             {
@@ -134,7 +134,7 @@ public:
             const auto copy = buffers;
             this->base::async_read_some(copy, std::move(self));
         };
-        return asio::async_compose<Token, void(asio::error_code, std::size_t)>(read, token, *this);
+        return asio::async_compose<Token, void(asio::error_code, std::size_t)>(std::move(read), token, *this);
     }
 
 private:

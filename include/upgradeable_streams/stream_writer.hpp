@@ -256,7 +256,8 @@ public:
     ///
     /// - peername, sockname: std::optional<socket_address>
     /// - socket: std::optional<int>, the native handle, empty once closed
-    /// - sslcontext: SSL_CTX*, ssl_object: SSL*; null before the upgrade, valid while the connection is
+    /// - sslcontext: SSL_CTX*, ssl_object: SSL*; null in plain text, valid until TLS is stopped or the connection ends,
+    ///   and longer for who takes part in owning it (SSL_up_ref), as for tls_options::resume_from after FTP's CCC
     /// - version, alpn_protocol: std::optional<std::string>; cipher: std::optional<cipher_info>; peercert:
     ///   std::optional<certificate>; session_reused: std::optional<bool>; empty before the upgrade
     template <extra_info_name Name>

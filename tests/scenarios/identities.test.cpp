@@ -322,6 +322,42 @@ TEST_CASE("sessions: a client's connections resume those before them, and both e
         });
 }
 
+TEST_CASE("sessions: an upgrade that is refused uses none up")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            auto server_ssl = demanding_server();
+            auto client_ssl = client_of(
+                TLS1_3_VERSION, {.identity = identity_of(test::client_certificate()), .max_sessions = 8});
+            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> awaitable<void>
+            {
+                std::tie(reader, writer) = co_await writer.start_tls();
+                co_await tell(std::move(reader), std::move(writer));
+            };
+            us::server server =
+                co_await us::start_server(handle, "127.0.0.1", 0, {.ssl = &server_ssl, .upgradeable = true});
+            const us::connection_options options = {
+                .ssl = &client_ssl, .upgradeable = true, .server_hostname = "localhost"};
+            for (const bool is_resumed : {false, true})
+            {
+                auto pair = co_await us::open_connection("127.0.0.1", test::endpoint_of(server).port(), options);
+                const auto reading = test::spawn(executor, [&] { return pair.first.readline(); });
+                co_await test::turns();
+                const std::error_code refused = co_await test::error_of(pair.second.start_tls());
+                CHECK(refused == us::errc::operation_in_progress);
+                reading.cancel();
+                const std::error_code cancelled = co_await test::error_of(reading.join());
+                CHECK(cancelled == asio::error::operation_aborted);
+                pair = co_await pair.second.start_tls();
+                co_await ask(pair);
+                CHECK(pair.second.get_extra_info<"session_reused">() == is_resumed);
+                co_await leave(pair);
+            }
+        });
+}
+
 TEST_CASE("sessions: resume_from resumes the session of another connection, as often as it is asked")
 {
     const int version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);

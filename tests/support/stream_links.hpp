@@ -3,11 +3,13 @@
 
 // Connections for the tests of the library's readers and writers.
 
+#include "allocations.hpp"
 #include "chunked_stream.hpp"
 #include "contexts.hpp"
 #include "raw_peer.hpp"
 #include "run.hpp"
 #include "socket_pair.hpp"
+#include "task.hpp"
 #include "thread.hpp"
 #include "wire_tap.hpp"
 
@@ -97,6 +99,18 @@ inline asio::awaitable<raw_link> link_with_raw_peer(upgradeable_streams::connect
 inline asio::awaitable<raw_link> link_over_socket(upgradeable_streams::connection_options options = {})
 {
     return link_of(options, [](asio::ip::tcp::socket socket) { return socket; });
+}
+
+/// What is allocated while a read of the link waits, in bytes.
+inline asio::awaitable<std::ptrdiff_t> allocated_while_waiting(raw_link& link)
+{
+    const auto pending =
+        spawn(co_await asio::this_coro::executor, [&] { return link.reader.readuntil("end of the wait"); });
+    co_await turns();
+    const std::ptrdiff_t bytes = allocated().bytes;
+    link.send("end of the wait");
+    co_await pending.join();
+    co_return bytes;
 }
 
 /// Both ends of a connection under test.

@@ -63,6 +63,10 @@ public:
     {
     }
 
+    bound_sockets(const bound_sockets&) = delete;
+    bound_sockets& operator=(const bound_sockets&) = delete;
+    ~bound_sockets() { remove_file(); }
+
     /// Binds every address of every host; an address that this machine does not have is passed over while there is
     /// another.
     asio::awaitable<void> bind(std::vector<std::string> hosts, std::string service, ip_family family);
@@ -247,9 +251,10 @@ inline std::vector<socket_address> bound_sockets::addresses() const
 inline void bound_sockets::remove_file()
 {
     struct stat status;
-    if (file_ && ::lstat(file_->path.c_str(), &status) == 0 && status.st_dev == file_->device &&
-        status.st_ino == file_->inode)
-        ::unlink(file_->path.c_str());
+    const auto file = std::exchange(file_, std::nullopt);
+    if (file && ::lstat(file->path.c_str(), &status) == 0 && status.st_dev == file->device &&
+        status.st_ino == file->inode)
+        ::unlink(file->path.c_str());
 }
 
 } // namespace upgradeable_streams::detail

@@ -53,7 +53,7 @@ public:
     {
         for (std::string* const each : {&behind_, &begun_})
             if (each->empty() && each->capacity() > kept)
-                *each = {};
+                std::string().swap(*each); // assignment would keep the memory
     }
 
 private:

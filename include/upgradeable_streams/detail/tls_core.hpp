@@ -202,7 +202,7 @@ public:
     void end_handshake()
     {
         if (engine.is_open())
-            first_bytes_ = {};
+            std::string().swap(first_bytes_);
         release_room();
     }
 
@@ -327,7 +327,7 @@ private:
         in_flight_sent_ += size;
         if (in_flight_sent_ == in_flight_.size())
         {
-            in_flight_ = {};
+            std::string().swap(in_flight_);
             in_flight_sent_ = 0;
         }
         if (error == asio::error::operation_aborted)

@@ -300,7 +300,7 @@ private:
             const std::size_t size = next.copy(data, records > 0 ? records : capacity);
             input_.remove_prefix(size);
             if (input_.empty())
-                rest_ = {};
+                std::string().swap(rest_);
             return static_cast<int>(size);
         }
         if (input_error_ || !may_receive() || budget_ == 0)
@@ -311,10 +311,18 @@ private:
         budget_ -= std::min(budget_, size);
         may_hold_ = size == capacity;
         if (may_hold_ && brings_data_)
-            SSL_set_default_read_buffer_len(ssl_.get(), large_read);
+            choose_buffer(large_read);
         else if (!brings_data_ || size < large_read / 8)
-            SSL_set_default_read_buffer_len(ssl_.get(), 0);
+            choose_buffer(0);
         return static_cast<int>(keep_rest({data, size}));
+    }
+
+    /// Of the next receives. Since OpenSSL 3.2 it would be that of the next keys, before which what a larger buffer
+    /// holds is not told of by SSL_has_pending.
+    void choose_buffer(std::size_t size)
+    {
+        if (OpenSSL_version_num() < 0x30200000L)
+            SSL_set_default_read_buffer_len(ssl_.get(), size);
     }
 
     /// Keeps what OpenSSL is not to be given at once.

@@ -64,8 +64,8 @@ struct tls_settings
     /// Takes the session of another connection of the same client, for the next handshake.
     void resume(SSL* from);
 
-    /// As make_ssl, to begin a handshake with: a session of an earlier connection is offered to the server.
-    openssl_ptr<SSL> make_resuming_ssl();
+    /// For the handshake that begins: a session of an earlier connection, which is used up by this.
+    void offer_known_session(SSL* ssl);
 };
 
 inline void require_positive(std::chrono::steady_clock::duration timeout, const char* name)
@@ -216,16 +216,14 @@ inline void tls_settings::resume(SSL* from)
     session = copy_session(SSL_get_session(from));
 }
 
-inline openssl_ptr<SSL> tls_settings::make_resuming_ssl()
+inline void tls_settings::offer_known_session(SSL* ssl)
 {
-    openssl_ptr<SSL> ssl = make_ssl();
     const std::shared_ptr<SSL_SESSION> given = std::move(session);
     openssl_ptr<SSL_SESSION> kept;
     if (auto* const cache = context_data<session_cache>(context.get()); cache && !given)
-        kept = cache->take(expected_name(ssl.get()));
+        kept = cache->take(expected_name(ssl));
     if (given || kept)
-        offer_session(ssl.get(), given ? given.get() : kept.get());
-    return ssl;
+        offer_session(ssl, given ? given.get() : kept.get());
 }
 
 /// What an upgrade was asked for, checked when the call was made.
@@ -236,7 +234,7 @@ struct upgrade_request
     {
         settings.apply(options);
         if (plain && settings.context)
-            ssl = settings.make_resuming_ssl();
+            ssl = settings.make_ssl();
     }
 
     tls_settings settings;

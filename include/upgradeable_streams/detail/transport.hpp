@@ -143,6 +143,14 @@ protected:
         throw_if(closed_, errc::connection_closed);
     }
 
+    /// Whether the end that was received is that of a broken connection: a socket tells its error once, to a write too.
+    bool is_cut_off() const
+    {
+        return (lost_ == asio::error::connection_reset || lost_ == asio::error::timed_out ||
+                lost_ == asio::error::host_unreachable || lost_ == asio::error::network_unreachable) &&
+               !(is_tls() && (SSL_get_shutdown(ssl()) & SSL_RECEIVED_SHUTDOWN));
+    }
+
     /// Makes writing impossible.
     void lose(const std::error_code& reason);
 
@@ -336,17 +344,19 @@ inline void transport::receive(const read_result& result, bool was_cancelled)
 {
     throw_if(closing_, errc::connection_closed);
     buffer_.commit(result.size);
-    if (result.error == asio::error::eof)
+    const std::error_code error =
+        result.error == asio::error::eof && is_cut_off() ? lost_ : std::error_code(result.error);
+    if (error == asio::error::eof)
         eof_ = true;
-    else if (result.error)
+    else if (error)
     {
-        if (result.error == asio::error::operation_aborted)
-            throw std::system_error(is_read_late() ? make_error_code(errc::operation_timeout) : result.error);
-        read_error_ = result.error;
+        if (error == asio::error::operation_aborted)
+            throw std::system_error(is_read_late() ? make_error_code(errc::operation_timeout) : error);
+        read_error_ = error;
         is_dry_ = false;
-        if (result.error != asio::ssl::error::stream_truncated)
-            lose(result.error);
-        throw std::system_error(result.error);
+        if (error != asio::ssl::error::stream_truncated)
+            lose(error);
+        throw std::system_error(error);
     }
     if (was_cancelled)
         throw std::system_error(asio::error::operation_aborted);

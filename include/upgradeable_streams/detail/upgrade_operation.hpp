@@ -87,6 +87,7 @@ struct upgrade_operation
     template <typename Executor>
     void begin(const Executor& executor)
     {
+        request->settings.offer_known_session(request->ssl.get());
         state->settings = std::move(request->settings);
         state->begin_upgrade(request->ssl);
         state->tls()->skip(request->received);
