@@ -54,12 +54,13 @@ using test::error_of;
 using test::exception_of;
 using test::joined;
 using test::run_in_thread;
+using test::soon;
 
 namespace
 {
 
 /// Names that the resolver below knows, whatever the machine's hosts file says.
-const std::map<std::string, std::vector<const char*>> names = {
+const std::map<std::string, std::vector<const char*>> known_names = {
     {"one.test", {"127.0.0.1"}},
     {"both.test", {"127.0.0.1", "::1"}},
     {"two.test", {"127.0.0.2", "127.0.0.3"}},
@@ -83,8 +84,8 @@ extern "C" int getaddrinfo(const char* host, const char* service, const addrinfo
     std::string port = service ? service : "";
     if (port == "line-test")
         port = std::to_string(line_service_port);
-    const auto found = names.find(host ? host : "");
-    if (found == names.end())
+    const auto found = known_names.find(host ? host : "");
+    if (found == known_names.end())
         return next(host, port.c_str(), hints, result);
     if (found->first == "slow.test")
         slow_answer.wait();
@@ -101,8 +102,6 @@ namespace
 {
 
 using pair_type = std::pair<us::stream_reader, us::stream_writer>;
-
-constexpr std::chrono::milliseconds soon{50};
 
 /// Listens on an address of its own, and lets tests see who came.
 struct listener

@@ -48,6 +48,7 @@ using test::error_of;
 using test::exception_of;
 using test::link_over_socket;
 using test::link_with_raw_peer;
+using test::options_of;
 using test::raw_link;
 
 namespace
@@ -75,15 +76,6 @@ extern "C" ssize_t recv(int descriptor, void* memory, std::size_t size, int flag
 
 namespace
 {
-
-/// Plain, or in TLS.
-us::connection_options options_of(bool tls, std::size_t limit = 64 * 1024)
-{
-    us::connection_options options;
-    options.ssl = tls ? &test::client_context() : nullptr;
-    options.limit = limit;
-    return options;
-}
 
 /// A link to a peer that sent `bytes` and then, unless told otherwise, its end.
 awaitable<raw_link> link_that_sent(std::string_view bytes, std::size_t chunk, bool tls = false,

@@ -52,14 +52,14 @@ using test::joined;
 using test::link_of_streams;
 using test::link_over_socket;
 using test::link_with_raw_peer;
+using test::options_of;
 using test::raw_link;
 using test::run_in_thread;
+using test::soon;
 using test::stream_link;
 
 namespace
 {
-
-constexpr std::chrono::milliseconds soon{50};
 
 us::connection_options tls_from_the_start()
 {
@@ -83,11 +83,6 @@ us::connection_options upgradeable_server()
     options.upgradeable = true;
     options.role = us::tls_role::server;
     return options;
-}
-
-us::connection_options options_of(bool tls)
-{
-    return tls ? tls_from_the_start() : us::connection_options();
 }
 
 /// How many bytes may pass a gated_stream.
@@ -1071,7 +1066,7 @@ TEST_CASE("writer: after much was queued a connection that waits holds no buffer
     test::run(
         [=]() -> awaitable<void>
         {
-            const us::connection_options options = tls ? tls_from_the_start() : us::connection_options();
+            const us::connection_options options = options_of(tls);
             const auto send_much = [](raw_link& through) -> awaitable<void>
             {
                 const std::string much(8'000'000, 'x');

@@ -376,7 +376,9 @@ namespace
 test::ssl_pair meeting(asio::ssl::context& client, asio::ssl::context& server, std::string_view name = "localhost")
 {
     us::detail::tls_settings settings({.ssl = &client, .server_hostname = name});
-    return {settings.make_resuming_ssl().release(), SSL_new(server.native_handle())};
+    us::detail::openssl_ptr<SSL> ssl = settings.make_ssl();
+    settings.offer_known_session(ssl.get());
+    return {ssl.release(), SSL_new(server.native_handle())};
 }
 
 bool is_resumed(const test::ssl_pair& pair)

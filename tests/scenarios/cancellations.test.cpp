@@ -171,7 +171,7 @@ asio::awaitable<void> server(session& s, stop how, tcp::acceptor& acceptor)
 
 const std::set<std::string_view> repeatable = {"readline in plain text", "readline in TLS", "drain", "wait_closed"};
 
-struct outcome
+struct stopped_session
 {
     std::string_view awaited; ///< What the session was doing when it was stopped; empty when it had ended.
     std::error_code error;    ///< Of the session that was stopped.
@@ -179,7 +179,7 @@ struct outcome
 };
 
 /// Stops the client's or the server's end after so many steps.
-outcome stop_after(std::size_t steps, stop how, us::tls_role role, asio::ssl::context& ssl)
+stopped_session stop_after(std::size_t steps, stop how, us::tls_role role, asio::ssl::context& ssl)
 {
     const auto deadline = std::chrono::steady_clock::now() + test::run_deadline;
     asio::io_context io;
@@ -196,7 +196,7 @@ outcome stop_after(std::size_t steps, stop how, us::tls_role role, asio::ssl::co
 
     for (std::size_t i = 0; i < steps && !stopped.done(); ++i)
         io.run_one_until(deadline);
-    outcome made;
+    stopped_session made;
     asio::post(io,
                [&]
                {
@@ -257,7 +257,7 @@ TEST_CASE("cancellations: a session that is cancelled, or whose handles are drop
         {
             const std::size_t descriptors = test::open_descriptors();
             const test::memory_use before = test::allocated();
-            const outcome made = stop_after(steps, how, role, ssl);
+            const stopped_session made = stop_after(steps, how, role, ssl);
             const test::memory_use after = test::allocated();
             stopped = !made.awaited.empty();
             const bool may_go_on = how == stop::cancel_again && repeatable.contains(made.awaited);

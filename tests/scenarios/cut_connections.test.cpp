@@ -65,7 +65,7 @@ asio::awaitable<talk> converse(std::uint16_t port, asio::ssl::context& ssl)
 }
 
 /// As test::echo, but ends at QUIT.
-asio::awaitable<void> serve(us::stream_reader reader, us::stream_writer writer)
+asio::awaitable<void> echo_until_quit(us::stream_reader reader, us::stream_writer writer)
 {
     std::string line;
     while (line != "QUIT\n")
@@ -87,7 +87,7 @@ struct sizes
     std::size_t from_server;
 };
 
-struct outcome
+struct cut_session
 {
     talk client;
     std::size_t reported; ///< By the server.
@@ -95,16 +95,16 @@ struct outcome
     sizes passed;
 };
 
-outcome cut(std::optional<test::wire_cut> where, asio::ssl::context& client_ssl, asio::ssl::context& server_ssl)
+cut_session cut(std::optional<test::wire_cut> where, asio::ssl::context& client_ssl, asio::ssl::context& server_ssl)
 {
     return test::run(
-        [&]() -> asio::awaitable<outcome>
+        [&]() -> asio::awaitable<cut_session>
         {
             const auto executor = co_await asio::this_coro::executor;
             const test::error_log errors;
             us::server server = co_await us::start_server(
-                serve, "127.0.0.1", 0, {.ssl = &server_ssl, .upgradeable = true, .error_handler = errors});
-            outcome made{};
+                echo_until_quit, "127.0.0.1", 0, {.ssl = &server_ssl, .upgradeable = true, .error_handler = errors});
+            cut_session made{};
             {
                 test::wire_tap tap(executor, test::endpoint_of(server));
                 if (where)
@@ -132,7 +132,7 @@ TEST_CASE("cut connections: a session that ends early is never taken for a whole
     const bool from_client = GENERATE(true, false);
     const bool reset = GENERATE(false, true);
 
-    const outcome whole = cut({}, client_ssl, server_ssl);
+    const cut_session whole = cut({}, client_ssl, server_ssl);
     REQUIRE(whole.client.answers == 3);
     REQUIRE(whole.client.clean_end);
     REQUIRE(whole.reported == 0);
@@ -144,7 +144,7 @@ TEST_CASE("cut connections: a session that ends early is never taken for a whole
     {
         const std::size_t descriptors = test::open_descriptors();
         const test::memory_use before = test::allocated();
-        const outcome made = cut(test::wire_cut{from_client, after, reset}, client_ssl, server_ssl);
+        const cut_session made = cut(test::wire_cut{from_client, after, reset}, client_ssl, server_ssl);
         const test::memory_use left = test::allocated();
         const talk& client = made.client;
         INFO("after " << after << " of about " << end << " bytes: " << client.answers << " answers, " << made.reported

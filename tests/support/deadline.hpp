@@ -24,6 +24,9 @@ inline constexpr std::chrono::milliseconds run_deadline = std::chrono::seconds(u
 /// How long a blocking peer waits for any one send or receive.
 inline constexpr std::chrono::milliseconds peer_deadline = std::chrono::seconds(under_sanitizer ? 30 : 10);
 
+/// For a time limit that is to be reached.
+inline constexpr std::chrono::milliseconds soon{50};
+
 } // namespace test
 
 #endif

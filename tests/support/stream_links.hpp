@@ -63,6 +63,15 @@ struct raw_link
     }
 };
 
+/// Of a client in plain text, or in TLS from the start.
+inline upgradeable_streams::connection_options options_of(bool tls, std::size_t limit = 64 * 1024)
+{
+    upgradeable_streams::connection_options options;
+    options.ssl = tls ? &client_context() : nullptr;
+    options.limit = limit;
+    return options;
+}
+
 /// Connects a pair with a raw peer, through what `wrap` makes of the socket; with a context and not `upgradeable`, both
 /// are in TLS then.
 template <typename Wrap>
