@@ -22,8 +22,7 @@ auto token_peer(test::raw_peer&& raw)
 
 } // namespace
 
-TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes a callback, one that can only be moved too", "",
-                   with_ssl_stream, with_tls_stream)
+TEST_CASE("upgradeable_stream: every operation takes a callback, one that can only be moved too")
 {
     const auto into = [](outcome& result)
     {
@@ -32,7 +31,7 @@ TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes a callback, one th
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
     auto peer = token_peer(std::move(raw));
-    stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
+    stream_over<with_ssl_stream, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
     std::array<char, 16> bytes;
     outcome wrote, read, upgraded, shut;
 
@@ -56,14 +55,14 @@ TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes a callback, one th
     peer.get();
 }
 
-TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes use_awaitable", "", with_ssl_stream, with_tls_stream)
+TEST_CASE("upgradeable_stream: every operation takes use_awaitable")
 {
     test::run(
         []() -> asio::awaitable<void>
         {
             auto [socket, raw] = connect(co_await asio::this_coro::executor);
             auto peer = token_peer(std::move(raw));
-            stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
+            stream_over<with_tls_stream, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
             std::array<char, 16> bytes;
             std::size_t size = co_await stream.async_write_some(asio::buffer("plain", 5), use_awaitable);
             CHECK(size == 5);
@@ -79,12 +78,12 @@ TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes use_awaitable", ""
         });
 }
 
-TEMPLATE_TEST_CASE("upgradeable_stream: every operation takes use_future", "", with_ssl_stream, with_tls_stream)
+TEST_CASE("upgradeable_stream: every operation takes use_future")
 {
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
     auto peer = token_peer(std::move(raw));
-    stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
+    stream_over<with_tls_stream, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
     std::array<char, 16> bytes;
     CHECK(wait_for(io, stream.async_write_some(asio::buffer("plain", 5), asio::use_future)) == 5);
     std::size_t size = wait_for(io, stream.async_read_some(asio::buffer(bytes), asio::use_future));
