@@ -40,6 +40,9 @@ namespace upgradeable_streams
 
 /// What a server runs for each connection, on the connection's own strand; called from several threads at once when
 /// the io_context has several.
+///
+/// Lifetime: kept while there is a handle of the server or a connection. One that owns a handle of its own server keeps
+/// both for good; it takes a reference, or a std::weak_ptr.
 using connection_handler = callable_view<asio::awaitable<void>(stream_reader, stream_writer)>;
 
 /// What a server calls with what a handler, a handshake or an accept threw, and the peer's address, which is empty for

@@ -165,7 +165,7 @@ TEST_CASE("starttls clients: a server that stalls, before or amid what it should
 {
     const conversation& meant = GENERATE(from_range(test::conversations()));
     us::starttls::starttls_options options = meant.options;
-    options.timeout = 50ms;
+    options.timeout = 100ms;
     for (const bool is_amid : {false, true})
         in_place_of_each(
             meant, 0, options,
