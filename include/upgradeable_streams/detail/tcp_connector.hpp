@@ -223,7 +223,8 @@ inline asio::awaitable<asio::ip::tcp::socket> tcp_connector::connect()
         if (next != order.end() && (running_.empty() || now >= next_start))
         {
             start(*next++, local);
-            next_start = delay_ && *delay_ < deadline_ - now ? now + *delay_ : deadline_;
+            next_start = delay_ && *delay_ < deadline_ - now ? now + *delay_
+                                                             : std::chrono::steady_clock::time_point::max();
             continue;
         }
         co_await wait_until(next == order.end() ? deadline_ : next_start);
