@@ -274,6 +274,41 @@ TEST_CASE("write: under TLS what is queued before control goes back to the event
         });
 }
 
+TEST_CASE("write: what a socket did not take arrives, where the write used up its turn too")
+{
+    // A write of so many batches whose last one ends the turn; which of them fills the socket is up to the system.
+    const std::size_t batches = GENERATE(1U, 2U, 3U, 4U, 5U);
+    const bool tls = GENERATE(false, true);
+    CAPTURE(batches, tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            constexpr std::size_t batch = 64 * 1024;
+            constexpr std::size_t turn = 1280 * 1024;
+            const std::size_t read_before = turn - batches * batch;
+            auto linking = test::link_of(options_of(tls, read_before),
+                                         [](asio::ip::tcp::socket socket)
+                                         {
+                                             socket.set_option(asio::socket_base::send_buffer_size(1));
+                                             return socket;
+                                         });
+            raw_link link = co_await std::move(linking);
+            auto sending = test::run_in_thread([&] { link.send(std::string(read_before + 1, 'x')); });
+            const auto error = co_await exception_of<us::limit_overrun_error>(link.reader.readuntil());
+            CHECK(error.consumed() > read_before);
+            co_await test::joined(std::move(sending));
+            co_await test::turns(1);
+
+            const std::string read = co_await link.reader.readexactly(read_before); // is there already
+            CHECK(read == std::string(read_before, 'x'));
+            const std::string sent = test::pattern(3).bytes(0, batches * batch);
+            link.writer.write(sent);
+            auto receiving = test::run_in_thread([&] { return link.receive(sent.size()); });
+            const std::string received = co_await test::joined(std::move(receiving));
+            CHECK(received == sent);
+        });
+}
+
 TEST_CASE("writelines: pieces of any range, as if joined")
 {
     test::run(

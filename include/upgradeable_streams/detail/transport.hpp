@@ -426,7 +426,7 @@ inline void transport::block()
     paused_ = paused_ || queued() > high_;
     try
     {
-        if (has_turn())
+        if (has_turn() || unsent_ > 0)
             return async_write(asio::buffer(queue_.front()));
         asio::post(get_executor(), [self = shared_from_this()] { self->written({}, 0); });
     }
