@@ -270,7 +270,7 @@ TEST_CASE("readinto: at least one byte and at most as many as there is memory, i
     test::run(
         [=]() -> awaitable<void>
         {
-            const std::string sent = test::pattern(5).bytes(0, 3000);
+            const std::string sent = test::pattern(5).bytes(0, 1500);
             raw_link link = co_await link_that_sent(sent, chunk, tls);
             std::string all;
             while (all.size() < sent.size())

@@ -195,7 +195,7 @@ TEST_CASE("tls_stream: data arrives whole in either role, however the next layer
     const auto role = GENERATE(tls_role::client, tls_role::server);
     const auto chunk = GENERATE(from_range(test::chunk_sizes));
     CAPTURE(int(role), chunk);
-    const std::string data = test::pattern(3).bytes(0, chunk == 1 ? 20'000 : 200'000);
+    const std::string data = test::pattern(3).bytes(0, test::much_in_chunks_of(chunk, 200'000));
     test::run(
         [&]() -> asio::awaitable<void>
         {
@@ -219,7 +219,7 @@ TEST_CASE("tls_stream: blocking, data arrives whole in either role, however the 
     const auto role = GENERATE(tls_role::client, tls_role::server);
     const auto chunk = GENERATE(from_range(test::chunk_sizes));
     CAPTURE(int(role), chunk);
-    const std::string data = test::pattern(3).bytes(0, chunk == 1 ? 20'000 : 600'000);
+    const std::string data = test::pattern(3).bytes(0, test::much_in_chunks_of(chunk, 600'000));
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
     auto peer = play_tls(std::move(raw), role,

@@ -14,7 +14,7 @@ TEMPLATE_TEST_CASE(
     const auto role = GENERATE(tls_role::client, tls_role::server);
     const auto chunk = GENERATE(from_range(test::chunk_sizes));
     CAPTURE(int(role), chunk);
-    const std::string data = test::pattern(3).bytes(0, chunk == 1 ? 20'000 : 200'000);
+    const std::string data = test::pattern(3).bytes(0, test::much_in_chunks_of(chunk, 200'000));
 
     test::run(
         [&]() -> asio::awaitable<void>

@@ -416,7 +416,7 @@ TEST_CASE("coalescing: small and large writes arrive whole and in order over a s
     const bool drains = GENERATE(false, true);
     const std::size_t chunk = GENERATE(from_range(test::chunk_sizes));
     CAPTURE(tls, drains, chunk);
-    const std::size_t most = chunk == 0 || chunk > 100 ? everything : chunk > 10 ? 1'400'000 : 140'000;
+    const std::size_t most = std::max<std::size_t>(140'000, test::much_in_chunks_of(chunk, everything));
     write_and_compare(tls, chunk, most, drains, false);
 }
 

@@ -18,6 +18,12 @@ namespace test
 /// For `GENERATE(from_range(test::chunk_sizes))`.
 inline constexpr std::array<std::size_t, 5> chunk_sizes{1, 5, 64, 1024, 0};
 
+/// How much, but no more than `most`, passes through chunks of this size in little time. It is more than a TLS record.
+constexpr std::size_t much_in_chunks_of(std::size_t chunk, std::size_t most)
+{
+    return chunk == 0 ? most : std::min(most, std::max<std::size_t>(20'000, 4'000 * chunk));
+}
+
 /// An AsyncStream and SyncStream that passes at most n bytes to and from the next layer with each operation; 0 means
 /// any number.
 template <typename NextLayer>
