@@ -152,3 +152,32 @@ TEST_CASE("ldap: a request is known with lengths of every form, and answered wit
         CHECK_FALSE(us::starttls::is_ldap_request(start_tls_request(id)));
     CHECK_FALSE(us::starttls::is_ldap_request(start_tls_request("\x01", 5)));
 }
+
+TEST_CASE("ldap: a request with a critical control is refused, for there are none; others are ignored")
+{
+    const std::string request = start_tls_request("\x01").substr(2);
+    const std::string type = ber('\x04', "1.2.3");
+    const auto result_of = [&](const std::string& controls)
+    {
+        const std::string heard = test::run(
+            [&]() -> asio::awaitable<std::string>
+            {
+                test::raw_link link = co_await test::link_with_raw_peer();
+                auto [reader, writer] = co_await us::starttls::answer_ldap(link.reader, link.writer,
+                                                                           ber('\x30', request + ber('\xa0', controls)));
+                writer.close();
+                co_await writer.wait_closed();
+                co_return link.peer.recv_all();
+            });
+        return int(heard.at(9)); // behind the heads of the message and of the operation, and the messageID
+    };
+    const std::string critical = ber('\x30', type + ber('\x01', "\xff"));
+    const std::string valued = ber('\x30', type + ber('\x01', "\xff") + ber('\x04', "value"));
+    const std::string uncritical = ber('\x30', type + ber('\x01', std::string(1, '\0')));
+    const std::string by_default = ber('\x30', type);
+    CHECK(result_of(critical) == 12);
+    CHECK(result_of(valued) == 12);
+    CHECK(result_of(by_default + uncritical + critical) == 12);
+    CHECK(result_of(by_default + uncritical) == 52);
+    CHECK(result_of("") == 52);
+}

@@ -39,7 +39,8 @@ asio::awaitable<negotiated> ldap(const stream_reader& reader, const stream_write
 bool is_ldap_request(std::string_view message);
 
 /// Answers a StartTLS request with success and upgrades, or says why not: protocolError to a request with a value,
-/// unavailable without a context, operationsError in TLS. No other operation may be outstanding (section 4.14.1).
+/// unavailableCriticalExtension to one with a critical control (section 4.1.11), unavailable without a context,
+/// operationsError in TLS. No other operation may be outstanding (section 4.14.1).
 asio::awaitable<std::pair<stream_reader, stream_writer>> answer_ldap(const stream_reader& reader,
                                                                      const stream_writer& writer,
                                                                      std::string_view message,
@@ -55,6 +56,7 @@ inline constexpr std::string_view disconnection_oid = "1.3.6.1.4.1.1466.20036";
 
 enum ldap_tag : unsigned char
 {
+    ldap_boolean = 0x01,
     ldap_integer = 0x02,
     ldap_string = 0x04,
     ldap_enumerated = 0x0a,
@@ -63,7 +65,8 @@ enum ldap_tag : unsigned char
     ldap_extended_response = 0x78,
     ldap_request_name = 0x80,
     ldap_request_value = 0x81,
-    ldap_response_name = 0x8a
+    ldap_response_name = 0x8a,
+    ldap_controls = 0xa0
 };
 
 enum ldap_result : unsigned char
@@ -71,14 +74,16 @@ enum ldap_result : unsigned char
     ldap_success = 0,
     ldap_operations_error = 1,
     ldap_protocol_error = 2,
+    ldap_unavailable_critical_extension = 12,
     ldap_unavailable = 52
 };
 
-/// A messageID and what is in an extended operation.
+/// A messageID, what is in an extended operation, and what is behind it.
 struct ldap_message
 {
     std::string_view id;
     std::string_view operation;
+    std::string_view behind;
 
     static std::optional<ldap_message> parse(std::string_view bytes, ldap_tag operation)
     {
@@ -89,7 +94,21 @@ struct ldap_message
         const auto found = take_ber(*content, operation);
         if (!found || !id || id->empty() || id->size() > 4)
             return std::nullopt;
-        return ldap_message{*id, *found};
+        return ldap_message{*id, *found, *content};
+    }
+
+    bool has_critical_control() const
+    {
+        std::string_view rest = behind;
+        std::string_view controls = take_ber(rest, ldap_controls).value_or("");
+        while (auto control = take_ber(controls, ldap_sequence))
+        {
+            take_ber(*control, ldap_string);
+            const auto criticality = take_ber(*control, ldap_boolean);
+            if (criticality && *criticality != std::string_view("\0", 1))
+                return true;
+        }
+        return false;
     }
 };
 
@@ -198,6 +217,9 @@ inline asio::awaitable<std::pair<stream_reader, stream_writer>> answer_ldap(cons
     take_ber(request.operation, ldap_request_name);
     if (!request.operation.empty())
         return refuse_starttls(reader, writer, answer(ldap_protocol_error, "StartTLS has no value"));
+    if (request.has_critical_control())
+        return refuse_starttls(reader, writer,
+                               answer(ldap_unavailable_critical_extension, "StartTLS has no critical controls"));
     const std::string granted = answer(ldap_success, "");
     const std::string unavailable = answer(ldap_unavailable, "TLS is not available");
     const std::string encrypted = answer(ldap_operations_error, "TLS is active");
