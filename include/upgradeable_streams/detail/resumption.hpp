@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <ctime>
 #include <mutex>
 #include <new>
 #include <ranges>
@@ -39,7 +40,7 @@ public:
     /// is larger than any should be is not kept.
     void put(std::string name, openssl_ptr<SSL_SESSION> session)
     {
-        const auto expiry = clock::from_time_t(SSL_SESSION_get_time(session.get())) + lifetime(session.get());
+        const auto expiry = clock::from_time_t(made_at(session.get())) + lifetime(session.get());
         if (i2d_SSL_SESSION(session.get(), nullptr) > largest)
             return;
         const std::lock_guard lock(mutex_);
@@ -78,6 +79,15 @@ private:
         openssl_ptr<SSL_SESSION> session;
         clock::time_point expiry;
     };
+
+    static std::time_t made_at(const SSL_SESSION* session)
+    {
+#if OPENSSL_VERSION_NUMBER >= 0x30300000L
+        return SSL_SESSION_get_time_ex(session);
+#else
+        return SSL_SESSION_get_time(session);
+#endif
+    }
 
     static std::chrono::seconds lifetime(const SSL_SESSION* session)
     {
