@@ -21,6 +21,7 @@
 #include <asio/ip/tcp.hpp>
 #include <asio/ip/v6_only.hpp>
 #include <asio/local/stream_protocol.hpp>
+#include <asio/multiple_exceptions.hpp>
 #include <asio/ssl/context.hpp>
 #include <asio/ssl/error.hpp>
 #include <asio/this_coro.hpp>
@@ -1162,24 +1163,30 @@ TEST_CASE("start_server: without an error handler errors are lines on std::clog"
                 const std::string line = co_await reader.readline();
                 if (line == "int\n")
                     throw 42;
-                throw std::runtime_error("thrown by the handler");
+                const std::exception_ptr error = std::make_exception_ptr(std::runtime_error("thrown by the handler"));
+                if (line == "several\n")
+                    throw asio::multiple_exceptions(error);
+                std::rethrow_exception(error);
             };
             const us::server server = co_await us::start_server(handle, "127.0.0.1", 0);
             co_await test::ask(server, "exception\n");
             co_await test::eventually([&] { return clog.text().ends_with("\n"); });
             CHECK_THAT(clog.text(), test::contains("127.0.0.1:"));
             CHECK_THAT(clog.text(), test::contains(": thrown by the handler\n"));
-            co_await test::ask(server, "int\n");
             const auto lines = [&clog]
             {
                 const std::string text = clog.text();
                 return std::ranges::count(text, '\n');
             };
+            co_await test::ask(server, "several\n");
             co_await test::eventually([&] { return lines() == 2; });
+            CHECK_THAT(clog.text(), test::ends_with(": thrown by the handler\n"));
+            co_await test::ask(server, "int\n");
+            co_await test::eventually([&] { return lines() == 3; });
 
             std::optional<test::descriptor_limit> limit(std::in_place, 1);
             const auto waiting = test::raw_peer::connect(test::endpoint_of(server)); // takes the last descriptor
-            co_await test::eventually([&] { return lines() == 3; });
+            co_await test::eventually([&] { return lines() == 4; });
             limit.reset();
             CHECK_THAT(clog.text(), test::contains("\nupgradeable_streams: accept: "));
         });

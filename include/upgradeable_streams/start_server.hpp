@@ -18,6 +18,7 @@
 
 #include <asio/awaitable.hpp>
 #include <asio/basic_socket_acceptor.hpp>
+#include <asio/socket_base.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>
 
@@ -80,7 +81,7 @@ struct server_options
     bool suppress_ragged_eofs = false;                                            ///< As in tls_options.
 
     ip_family family = ip_family::any;
-    int backlog = 100;
+    int backlog = asio::socket_base::max_listen_connections; ///< Of connections that wait to be accepted.
     bool reuse_address = true;
     bool reuse_port = false;
     bool keep_alive = false;

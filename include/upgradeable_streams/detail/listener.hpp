@@ -20,6 +20,7 @@
 #include <asio/detached.hpp>
 #include <asio/dispatch.hpp>
 #include <asio/generic/stream_protocol.hpp>
+#include <asio/multiple_exceptions.hpp>
 #include <asio/post.hpp>
 #include <asio/redirect_error.hpp>
 #include <asio/steady_timer.hpp>
@@ -147,7 +148,7 @@ private:
     bool has_room() const;
     connection_settings settings_of_connection() const;
     void report(std::exception_ptr error, const socket_address& peer) const noexcept;
-    static void write_to_log(const socket_address& peer, const char* what) noexcept;
+    static void write_to_log(const socket_address& peer, const std::string& what);
 
     bool start_session(any_socket socket);
     static asio::awaitable<void> accept_loop(std::shared_ptr<listener> self, bound_socket& bound);
@@ -270,32 +271,41 @@ inline connection_settings listener::settings_of_connection() const
     return made;
 }
 
+/// What an exception says, of several operations' the first.
+inline std::string message_of(const std::exception_ptr& error)
+try
+{
+    std::rethrow_exception(error);
+}
+catch (const asio::multiple_exceptions& several)
+{
+    return message_of(several.first_exception());
+}
+catch (const std::exception& e)
+{
+    return e.what();
+}
+catch (...)
+{
+    return "unknown exception";
+}
+
 inline void listener::report(std::exception_ptr error, const socket_address& peer) const noexcept
 try
 {
     if (settings_.error_handler)
-        return settings_.error_handler(error, peer);
-    std::rethrow_exception(error);
-}
-catch (const std::exception& e)
-{
-    if (!settings_.error_handler)
-        write_to_log(peer, e.what());
+        settings_.error_handler(error, peer);
+    else
+        write_to_log(peer, message_of(error));
 }
 catch (...)
 {
-    if (!settings_.error_handler)
-        write_to_log(peer, "unknown exception");
 }
 
-inline void listener::write_to_log(const socket_address& peer, const char* what) noexcept
-try
+inline void listener::write_to_log(const socket_address& peer, const std::string& what)
 {
     const std::string whose = peer == socket_address() ? "" : "connection from " + peer.to_string() + ": ";
     std::clog << "upgradeable_streams: " + whose + what + "\n";
-}
-catch (...)
-{
 }
 
 inline asio::awaitable<void> listener::wait(bool connections_too)
