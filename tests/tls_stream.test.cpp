@@ -6,6 +6,9 @@
 #include <openssl/err.h>
 #include <openssl/sslerr.h>
 
+#include <sys/socket.h>
+#include <sys/time.h>
+
 #include <csignal>
 
 using namespace test::rig;
@@ -670,6 +673,86 @@ TEST_CASE("tls_stream: a peer that asks for KeyUpdates and reads none of the rep
                      layer.lowest_layer().close();
                      co_await finished(read);
                  });
+}
+
+TEST_CASE("tls_stream: a read that waits for replies to leave goes on when the peer takes them")
+{
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    test::shrink_buffers(socket.native_handle());
+    test::shrink_buffers(raw.descriptor());
+    auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
+    socket_layer layer(std::move(socket), context_of(tls_role::client));
+    test::run_on(io,
+                 [&]() -> asio::awaitable<void>
+                 {
+                     co_await layer.async_handshake(socket_layer::client, use_awaitable);
+                     co_await test::joined(std::move(shaking));
+                     const std::string updates = raw.tls_unsent(
+                         [&]
+                         {
+                             for (int i = 0; i < 20'000; ++i)
+                                 raw.key_update(true);
+                             raw.tls_write("x");
+                         });
+                     std::array<char, 16> bytes;
+                     outcome read;
+                     layer.async_read_some(asio::buffer(bytes), into(read));
+                     const std::size_t sent = co_await test::flood(raw, updates);
+                     CHECK(sent < updates.size());
+                     CHECK(!read.done);
+                     auto sending = test::run_in_thread([&] { raw.send_all(std::string_view(updates).substr(sent)); });
+                     std::array<char, 4096> replies;
+                     while (!read.done)
+                     {
+                         ::recv(raw.descriptor(), replies.data(), replies.size(), MSG_DONTWAIT);
+                         co_await test::turns(1);
+                     }
+                     co_await test::joined(std::move(sending));
+                     CHECK(!read.error);
+                     CHECK(std::string_view(bytes.data(), read.size) == "x");
+                     layer.lowest_layer().close(); // with replies that nobody takes
+                 });
+}
+
+TEST_CASE("tls_stream: blocking, a read behind one that left replies unsent has what came with that")
+{
+    const int updates = GENERATE(2430, 2440, 2450, 2460); // about as many as are replied to in one read
+    CAPTURE(updates);
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    socket.set_option(asio::socket_base::send_buffer_size(1));
+    auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
+    socket_layer layer(std::move(socket), context_of(tls_role::client));
+    layer.handshake(socket_layer::client);
+    shaking.get();
+    const std::string sent = raw.tls_unsent(
+        [&]
+        {
+            for (int i = 0; i < updates; ++i)
+                raw.key_update(true);
+            raw.tls_write("x");
+            raw.tls_write("y");
+        });
+    const timeval wait{5, 0}; // for a test that fails
+    ::setsockopt(layer.lowest_layer().native_handle(), SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
+    ::setsockopt(layer.lowest_layer().native_handle(), SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait);
+    const std::string filling(50'000, 'f');
+    CHECK(asio::write(layer, asio::buffer(filling)) == filling.size());
+    auto sending = test::run_in_thread([&] { raw.send_all(sent); });
+    char byte = ' ';
+    asio::error_code error;
+    CHECK(layer.read_some(asio::buffer(&byte, 1), error) == 1);
+    CHECK(!error);
+    CHECK(byte == 'x');
+    sending.get();
+    std::array<char, 4096> replies;
+    while (::recv(raw.descriptor(), replies.data(), replies.size(), MSG_DONTWAIT) > 0)
+    {
+    }
+    CHECK(layer.read_some(asio::buffer(&byte, 1), error) == 1);
+    CHECK(!error);
+    CHECK(byte == 'y');
 }
 
 // Cancellation

@@ -693,6 +693,37 @@ TEMPLATE_TEST_CASE("stop_tls: plain text in the same segment as the close_notify
         });
 }
 
+TEMPLATE_TEST_CASE("stop_tls: KeyUpdates that come after the own close_notify are not answered", "", with_ssl_stream,
+                   with_tls_stream)
+{
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            auto peer = play(std::move(raw),
+                             [](test::raw_peer& p)
+                             {
+                                 handshake(p, tls_role::client);
+                                 const std::string none = p.tls_read_all();
+                                 const std::string ending = p.tls_unsent(
+                                     [&]
+                                     {
+                                         for (int i = 0; i < 3; ++i)
+                                             p.key_update(true);
+                                         p.tls_shutdown_send_only();
+                                     });
+                                 p.send_all(ending);
+                                 return none + p.recv_line();
+                             });
+            tcp_stream<TestType> stream(std::move(socket), options_of(tls_role::client));
+            co_await stream.start_tls();
+            co_await stream.stop_tls();
+            co_await write(stream, "plain\n");
+            const std::string line = co_await test::joined(std::move(peer));
+            CHECK(line == "plain\n");
+        });
+}
+
 TEMPLATE_TEST_CASE("stop_tls: a ClientHello in the same segment as the close_notify is not lost", "", with_ssl_stream,
                    with_tls_stream)
 {

@@ -86,6 +86,7 @@ struct shutdown_operation
         case notifying:
             step = sending;
             result = error;
+            state->tls()->end_output();
             [[fallthrough]];
         case sending:
             if (!state->tls()->is_sent() && !cancelled)

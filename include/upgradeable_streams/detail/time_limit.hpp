@@ -71,9 +71,9 @@ public:
     void stop() { timer_.cancel(); }
 
 private:
-    void run()
+    /// `now` is when it was last looked for what is late: what has ended since is to be found by the timer.
+    void run(clock::time_point now = clock::now())
     {
-        const auto now = clock::now();
         const auto next = std::min(read_end_ > now ? read_end_ : never, drain_end_);
         if (next == never || (running_ && timer_.expiry() <= next))
             return;
@@ -93,16 +93,17 @@ private:
 
     void expired()
     {
-        if (drain_end_ <= clock::now())
+        const auto now = clock::now();
+        if (drain_end_ <= now)
         {
             drain_end_ = never;
             changed_->cancel();
         }
-        if (is_read_late())
+        if (read_end_ <= now)
             read_signal_.emit(asio::cancellation_type::terminal);
         try
         {
-            run();
+            run(now);
         }
         catch (const std::bad_alloc&) // the next operation tries again
         {

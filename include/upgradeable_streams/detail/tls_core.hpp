@@ -72,10 +72,11 @@ public:
     template <typename MutableBufferSequence, typename Executor>
     std::size_t read(const MutableBufferSequence& buffers, asio::error_code& error, const Executor& executor)
     {
-        error = failure_                 ? failure_
-                : !engine.is_open()      ? asio::error::not_connected
-                : has_too_many_replies() ? asio::error::would_block
-                                         : asio::error_code();
+        const bool is_full = has_too_many_replies();
+        error = failure_            ? failure_
+                : !engine.is_open() ? asio::error::not_connected
+                : is_full           ? asio::error::would_block
+                                    : asio::error_code();
         std::size_t size = 0;
         engine.use(descriptor_of(next_));
         for (auto b = asio::buffer_sequence_begin(buffers); b != asio::buffer_sequence_end(buffers) && !error; ++b)
@@ -83,7 +84,7 @@ public:
         if (size > 0)
             error.clear();
         release_room();
-        if (engine.unsent() > 0)
+        if (engine.unsent() > 0 && !is_full) // else the caller flushes, and reads on what is there
             send_replies(executor);
         return size;
     }

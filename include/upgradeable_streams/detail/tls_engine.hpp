@@ -141,6 +141,7 @@ public:
             [&]
             {
                 result = SSL_shutdown(ssl_.get());
+                has_ended_ = has_ended_ || (SSL_get_shutdown(ssl_.get()) & SSL_SENT_SHUTDOWN);
                 return result == 0 ? SSL_shutdown(ssl_.get()) : result;
             });
     }
@@ -344,6 +345,8 @@ private:
 
     void send(std::string_view bytes)
     {
+        if (has_ended_) // OpenSSL answers KeyUpdates all the same, where the peer may await plain text
+            return;
         if (!records_)
             replies_ += bytes.size();
         if (!records_ || unsent() > 0 || !records_->append(bytes))
@@ -411,6 +414,7 @@ private:
     bool brings_data_ = false; ///< The last read did, not only records that OpenSSL keeps to itself.
     std::size_t budget_ = large_read; ///< How much more than data may be received before others have their turn.
     bool is_open_ = false;
+    bool has_ended_ = false; ///< The close_notify was sent.
     std::string_view input_;
     std::string rest_; ///< What input_ views when the descriptor gave too much.
     record_framing framing_;

@@ -50,6 +50,9 @@ public:
     /// Tells of bytes that the handshake is given beside what is read.
     void skip(std::string_view received) { queue_.skip(received); }
 
+    /// Nothing is sent behind the close_notify.
+    void end_output() { queue_.end_output(); }
+
     /// The records that TLS was given, and the plain text that came with the last.
     const record_framing& framing() const { return queue_.framing(); }
     std::string take_plain_text() { return queue_.take_plain_text(); }
@@ -97,6 +100,7 @@ public:
     std::string take_first_bytes() { return core().take_first_bytes(); }
 
     void skip(std::string_view) {}
+    void end_output() {} // the engine knows
     const record_framing& framing() const { return core().engine.framing(); }
     std::string take_plain_text() { return std::string(core().engine.fed()); }
 

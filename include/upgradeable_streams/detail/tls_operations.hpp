@@ -38,6 +38,7 @@ struct tls_read_operation
         {
         case receiving: result = core->received(error, received); break;
         case flushing:
+            result.clear();
             if (was_cancelled(self))
                 result = asio::error::operation_aborted;
             else if (is_transient(error) || error == asio::error::in_progress)

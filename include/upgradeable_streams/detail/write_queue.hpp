@@ -130,6 +130,9 @@ public:
             handler, next_);
     }
 
+    /// What is written from here on is dropped: OpenSSL answers KeyUpdates also behind its close_notify.
+    void end_output() { has_ended_ = true; }
+
     /// Whether all was handed to the socket, and whether the TLS stream's lock is free.
     bool sent() const { return !sending_now_; }
     bool idle() const { return sent() && unreleased_ == 0; }
@@ -148,6 +151,8 @@ private:
     /// Sends what the socket takes without waiting, unless something is to go before, and queues the rest.
     void put(std::string_view bytes)
     {
+        if (has_ended_)
+            return;
         const int descriptor = descriptor_of(next_);
         asio::error_code error;
         while (!bytes.empty() && descriptor != invalid_descriptor && sent() && queued_.empty() && !error_ && !error)
@@ -253,6 +258,7 @@ private:
     std::string queued_;
     std::string sending_;
     bool sending_now_ = false;
+    bool has_ended_ = false;
     std::size_t unreleased_ = 0; ///< Writes whose completion the TLS stream has not yet seen.
     asio::error_code error_;
     bool keep_first_bytes_ = false;
