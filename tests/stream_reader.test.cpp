@@ -777,18 +777,70 @@ TEST_CASE("readline: a line longer than the limit is dropped with its newline")
         });
 }
 
-TEST_CASE("readline: of a line longer than the limit whose newline has not come all that came is dropped")
+TEST_CASE("readline: of a line longer than the limit what comes later is dropped too, and is no line of its own")
 {
-    const auto chunk = GENERATE(std::size_t(1), std::size_t(5));
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    const bool tls = GENERATE(false, true);
+    const std::string next = GENERATE("next\n", "", "\n");
+    CAPTURE(chunk, tls, next);
     test::run(
         [=]() -> awaitable<void>
         {
-            raw_link link = co_await link_that_sent("0123456789abcde\nnext\n", chunk, false, 10);
+            const std::string sent = std::string(3000, 'x') + "RCPT TO:<tail>\n" + next;
+            raw_link link = co_await link_that_sent(sent, chunk, tls, 10);
             const auto error = co_await exception_of<us::limit_overrun_error>(link.reader.readline());
-            const std::string rest = co_await link.reader.readline();
+            CHECK(error.consumed() > 10);
+            const std::string line = co_await link.reader.readline();
+            CHECK(line == next);
+            const std::string end = co_await link.reader.readline();
+            CHECK(end.empty());
+        });
+}
+
+TEST_CASE("readline: the rest of a line that was too long is dropped after a cancelled one too")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            raw_link link = co_await link_that_sent("0123456789abcde", 0, false, 10, false);
+            const auto error = co_await exception_of<us::limit_overrun_error>(link.reader.readline());
+            CHECK(error.consumed() > 10);
+            const auto cancelled = test::spawn(executor, [&] { return link.reader.readline(); });
+            link.send("fgh");
+            co_await test::turns();
+            cancelled.cancel();
+            const std::error_code outcome = co_await error_of(cancelled.join());
+            CHECK(outcome == asio::error::operation_aborted);
+            link.send("ijk\nnext\n");
             const std::string next = co_await link.reader.readline();
-            CHECK(rest == std::string("0123456789abcde\n").substr(error.consumed()));
             CHECK(next == "next\n");
+        });
+}
+
+TEST_CASE("readline: another read after a line that was too long goes on where that was dropped")
+{
+    const std::string which = GENERATE("read", "readinto", "readexactly", "readuntil");
+    CAPTURE(which);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_that_sent("0123456789abcde", 0, false, 10, false);
+            const auto error = co_await exception_of<us::limit_overrun_error>(link.reader.readline());
+            CHECK(error.consumed() == 15);
+            link.send("f;\ngh\n");
+            std::string next(2, ' ');
+            if (which == "read")
+                next = co_await link.reader.read(2);
+            else if (which == "readexactly")
+                next = co_await link.reader.readexactly(2);
+            else if (which == "readuntil")
+                next = co_await link.reader.readuntil(";");
+            else
+                co_await link.reader.readinto(next);
+            CHECK(next == "f;");
+            const std::string rest = co_await link.reader.readline();
+            CHECK(rest == "\n");
         });
 }
 
@@ -1140,6 +1192,64 @@ TEST_CASE("reader: operation_timeout and cancellation end a read while the other
                                       : make_error_code(us::errc::operation_timeout)));
             const std::string received = co_await test::joined(std::move(receiving));
             CHECK(received == sent);
+        });
+}
+
+TEST_CASE("reader: operation_timeout ends a read also when a drain's ends just before it")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            us::connection_options options;
+            options.operation_timeout = 200us;
+            raw_link link = co_await link_over_socket(options);
+            link.writer.write(std::string(16 * 1024 * 1024, 'x')); // the peer takes none of it
+            for (int i = 0; i < 2000; ++i)
+            {
+                const auto draining = test::spawn(executor, [&] { return link.writer.drain(); });
+                co_await test::turns(1);
+                const auto begin = std::chrono::steady_clock::now() + std::chrono::microseconds(i % 80);
+                while (std::chrono::steady_clock::now() < begin)
+                {
+                }
+                const std::error_code read = co_await error_of(link.reader.read(1));
+                const std::error_code drained = co_await error_of(draining.join());
+                REQUIRE(read == us::errc::operation_timeout);
+                REQUIRE(drained == us::errc::operation_timeout);
+            }
+        });
+}
+
+TEST_CASE("reader: what came before a reset is read, though replies to KeyUpdates could no longer be sent")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            auto linking = test::link_of(options_of(true),
+                                         [](asio::ip::tcp::socket socket)
+                                         {
+                                             socket.set_option(asio::socket_base::send_buffer_size(1));
+                                             return socket;
+                                         });
+            raw_link link = co_await std::move(linking);
+            const std::string sent = link.peer.tls_unsent(
+                [&]
+                {
+                    for (int i = 0; i < 3200; ++i)
+                        link.peer.key_update(true);
+                    link.peer.tls_write(std::string(40'000, 'd'));
+                });
+            link.writer.write(std::string(100'000, 'x')); // so that no reply leaves
+            auto sending = test::run_in_thread([&] { link.peer.send_all(sent); });
+            co_await test::joined(std::move(sending));
+            const auto executor = co_await asio::this_coro::executor;
+            const auto reading = test::spawn(executor, [&] { return link.reader.readexactly(40'000); });
+            co_await test::turns(20);
+            CHECK(!reading.done());
+            link.peer.reset();
+            const std::string received = co_await reading.join();
+            CHECK(received == std::string(40'000, 'd'));
         });
 }
 

@@ -353,6 +353,30 @@ TEST_CASE("drain: at once with the high mark of 64 KiB queued, and not with a by
         });
 }
 
+TEST_CASE("get_write_buffer_size: what was written and not yet handed to the socket")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_over_socket(options_of(tls));
+            CHECK(link.writer.get_write_buffer_size() == 0);
+            link.writer.write("1234567");
+            CHECK(link.writer.get_write_buffer_size() == 7);
+            co_await test::eventually([&] { return link.writer.get_write_buffer_size() == 0; });
+            const std::string large(16 * 1024 * 1024, 'x');
+            link.writer.write(large);
+            const std::size_t queued = link.writer.get_write_buffer_size();
+            CHECK(queued > 1024 * 1024);
+            CHECK(queued < large.size());
+            auto receiving = run_in_thread([&] { return link.receive(7 + large.size()); });
+            const std::string received = co_await joined(std::move(receiving));
+            CHECK(received.size() == 7 + large.size());
+            co_await test::eventually([&] { return link.writer.get_write_buffer_size() == 0; });
+        });
+}
+
 TEST_CASE("drain: several wait at once, and each returns")
 {
     test::run(
@@ -1478,6 +1502,8 @@ TEST_CASE("start_tls: the old handles throw errc::connection_upgraded from then 
                 const std::error_code error = co_await error_of(operation());
                 CHECK(error == us::errc::connection_upgraded);
             }
+            CHECK(old_writer.is_closing());
+            CHECK(!link.writer.is_closing());
             link.writer.write("unharmed\n");
             const std::string line = co_await link.peer_reader.readline();
             CHECK(line == "unharmed\n");
@@ -1528,7 +1554,7 @@ TEST_CASE("start_tls: while it runs, reads, writes and a second start_tls are er
                 const std::error_code error = co_await error_of(operation());
                 CHECK(error == us::errc::upgrade_in_progress);
             }
-            CHECK(!writer.is_closing());
+            CHECK(writer.is_closing());
             co_await joined(run_in_thread([&] { link.peer.tls_accept(test::localhost_server()); }));
             std::tie(link.reader, link.writer) = co_await upgrade.join();
             link.writer.write("unharmed");

@@ -92,8 +92,8 @@ public:
     ///
     /// Returns: a partial line at the end of the stream, empty when there is none.
     ///
-    /// Errors: limit_overrun_error for a line longer than the limit, which is dropped up to and with its newline, or
-    /// as far as it was received.
+    /// Errors: limit_overrun_error for a line longer than the limit, which is dropped up to and with its newline; what
+    /// of it comes later the next readline drops, unless another read comes before (asyncio takes that for a line).
     asio::awaitable<std::string> readline() { return read_match(handle_, newline(), kind::line); }
 
     /// Whether the stream has ended and all of it was read. Only a read finds out that a stream has ended.
@@ -234,7 +234,7 @@ template <typename Separators>
 asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Separators separators, kind what)
 {
     detail::connection& c = **handle;
-    const detail::connection::read_guard guard(c, handle->epoch());
+    const detail::connection::read_guard guard(c, handle->epoch(), what == kind::line);
     const detail::cancellation_watch cancellation(co_await asio::this_coro::cancellation_state);
     if (!c.has_turn())
     {
@@ -247,13 +247,22 @@ asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Sep
     {
         const std::string_view data = c.received();
         const std::optional<match> found = separators.find(data, from);
+        if (c.is_amid_dropped_line() && !data.empty())
+        {
+            c.discard(found ? found->end : data.size());
+            c.drop_line(!found);
+            continue;
+        }
         if (found && found->begin <= limit)
             co_return c.take(found->end);
         from = found ? found->begin : std::max(data.size() + 1, separators.longest) - separators.longest;
         if (from > limit)
         {
             if (what == kind::line)
+            {
                 c.discard(found ? found->end : data.size());
+                c.drop_line(!found);
+            }
             throw limit_overrun_error(from);
         }
         if (c.eof())

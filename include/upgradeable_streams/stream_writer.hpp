@@ -113,6 +113,14 @@ public:
         handle_->connection()->set_write_buffer_limits(high, low);
     }
 
+    /// How many bytes are queued and not yet handed to the socket (asyncio's transport.get_write_buffer_size); they are
+    /// many where the peer does not read.
+    std::size_t get_write_buffer_size() const
+    {
+        handle_->check_epoch();
+        return handle_->connection()->queued();
+    }
+
     /// How long a read or a drain of this connection may take, each as a whole, from the next one on; for ever without.
     /// One that takes longer ends with errc::operation_timeout and loses nothing; the connection stays open.
     ///
@@ -138,15 +146,18 @@ public:
         handle_->connection()->write_eof();
     }
 
-    /// False for TLS 1.2, where the answer to a close_notify is to close (RFC 5246 section 7.2.1).
+    /// False for TLS 1.2, where the answer to a close_notify is to close (RFC 5246 section 7.2.1), and within it.
     bool can_write_eof() const
     {
         handle_->check_epoch();
-        return !handle_->connection()->is_tls() || SSL_version(handle_->connection()->ssl()) >= TLS1_3_VERSION;
+        return handle_->connection()->can_write_eof();
     }
 
     /// Sends what is queued, then a close_notify, then FIN, within the shutdown deadline; does not suspend. Pending
     /// reads end with errc::connection_closed. Closing twice does nothing.
+    ///
+    /// What the peer sends meanwhile is received and dropped, for a socket closed with bytes unread would reset the
+    /// connection, and take from the peer what it was sent. Who does not care for that peer calls abort.
     void close()
     {
         handle_->check_epoch();
@@ -162,17 +173,16 @@ public:
     }
 
     /// Where the connection's readers and writers are used. The handler of another hands work to it there, which does
-    /// not throw: `asio::post(writer.get_executor(), [writer, line]() mutable { if (!writer.is_closing())
-    /// writer.write(line); })`, with the writer of after start_tls.
+    /// not throw while nobody calls write_eof: `asio::post(writer.get_executor(), [writer, line]() mutable {
+    /// if (!writer.is_closing()) writer.write(line); })`. What comes while TLS is started the other keeps for the
+    /// writer of after start_tls.
     ///
     /// Concurrency: may be called on any thread.
     asio::any_io_executor get_executor() const { return handle_->connection()->get_executor(); }
 
-    bool is_closing() const
-    {
-        handle_->check_epoch();
-        return handle_->connection()->is_closing();
-    }
+    /// Whether nothing more will be written through this writer: after close, when the connection was lost, and once
+    /// start_tls or stop_tls has begun, for a writer from before.
+    bool is_closing() const { return handle_->connection()->is_closing(handle_->epoch()); }
 
     /// Waits until the connection is closed.
     ///

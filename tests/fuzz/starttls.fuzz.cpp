@@ -111,17 +111,6 @@ struct negotiation
     std::vector<std::string> capabilities{};
 };
 
-/// A handle from before an upgrade that failed cannot tell, and is void.
-bool is_closed(const us::stream_writer& writer)
-try
-{
-    return writer.is_closing();
-}
-catch (const std::system_error& error)
-{
-    return error.code() == us::errc::connection_upgraded;
-}
-
 asio::awaitable<void> run(const protocol& spoken, negotiation& n, asio::local::stream_protocol::socket socket)
 {
     auto [reader, writer] = co_await us::open_connection(
@@ -146,7 +135,7 @@ asio::awaitable<void> run(const protocol& spoken, negotiation& n, asio::local::s
         n.error = error.code();
         n.what = error.what();
     }
-    n.is_closed = is_closed(writer);
+    n.is_closed = writer.is_closing();
 }
 
 /// A server of TLS in memory, which says something once the handshake is done, and then closes.

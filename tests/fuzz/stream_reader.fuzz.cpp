@@ -80,6 +80,7 @@ public:
 
     outcome run(const operation& o)
     {
+        amid_dropped_line_ = amid_dropped_line_ && o.what == operation::readline;
         switch (o.what)
         {
         case operation::read: return read(o);
@@ -159,7 +160,14 @@ private:
             longest = std::max(longest, separator.size());
         for (;;)
         {
-            if (const auto match = first_match(ends))
+            const auto match = first_match(ends);
+            if (amid_dropped_line_ && !buffer_.empty())
+            {
+                buffer_.erase(0, match ? match->first : buffer_.size());
+                amid_dropped_line_ = !match;
+                continue;
+            }
+            if (match)
             {
                 const std::size_t begin = match->first - match->second.size();
                 if (begin <= limit_)
@@ -173,6 +181,7 @@ private:
                 const std::size_t consumed = buffer_.size() + 1 - longest;
                 if (line)
                     buffer_.clear();
+                amid_dropped_line_ = line;
                 return {outcome::overrun, {}, consumed};
             }
             if (ended_ && line)
@@ -188,6 +197,7 @@ private:
     std::vector<std::string> chunks_;
     std::size_t received_ = 0;
     std::string buffer_;
+    bool amid_dropped_line_ = false;
     bool ended_ = false;
 };
 

@@ -114,17 +114,6 @@ catch (const std::system_error& error)
     result.what = error.what();
 }
 
-/// A handle from before an upgrade cannot tell, and is void.
-bool is_closed(const us::stream_writer& writer)
-try
-{
-    return writer.is_closing();
-}
-catch (const std::system_error& error)
-{
-    return error.code() == us::errc::connection_upgraded;
-}
-
 } // namespace
 
 outcome negotiate(negotiator client, const std::vector<step>& steps, const us::starttls::starttls_options& options,
@@ -158,7 +147,7 @@ outcome negotiate(negotiator client, const std::vector<step>& steps, const us::s
                 });
             outcome result;
             co_await talk(client, options, link.reader, link.writer, result);
-            result.is_closed = result.error && is_closed(link.writer);
+            result.is_closed = result.error && link.writer.is_closing();
             co_await joined(std::move(playing));
             result.heard = std::move(of_server.heard);
             result.trouble = std::move(of_server.trouble);

@@ -36,11 +36,9 @@ enum class state
 struct answered
 {
     bool is_tls = false;
-    bool is_void = false; ///< The handles from before.
-    std::string next;     ///< A line that the client sent afterwards.
+    std::string next; ///< A line that the client sent afterwards.
     std::error_code error;
     std::string received; ///< Of a tls_error.
-    bool is_closed = false;
 };
 
 awaitable<void> serve(const answering& how, std::size_t size, us::stream_reader reader, us::stream_writer writer,
@@ -54,7 +52,7 @@ try
     next_writer.write("done\n");
     next_writer.close();
     co_await next_writer.wait_closed();
-    writer.is_closing();
+    writer.close();
 }
 catch (const us::tls_error& error)
 {

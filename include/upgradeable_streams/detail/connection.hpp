@@ -52,11 +52,18 @@ public:
     unsigned epoch() const { return epoch_; }
     bool is_current(unsigned epoch) const { return epoch == epoch_ || epoch == inner_epoch; }
 
+    /// Whether nothing more will be written through a handle of this epoch.
+    bool is_closing(unsigned epoch) const { return closing_ || lost_ || !is_current(epoch) || is_changing(epoch); }
+
+    /// Whether what is received next is the rest of a line that was too long. Any read but that of a line forgets it.
+    bool is_amid_dropped_line() const { return amid_dropped_line_; }
+    void drop_line(bool is_amid) { amid_dropped_line_ = is_amid; }
+
     /// Marks a read as pending for as long as it lives.
     class read_guard
     {
     public:
-        read_guard(connection& c, unsigned epoch) : connection_(c)
+        read_guard(connection& c, unsigned epoch, bool is_line = false) : connection_(c)
         {
             c.check_epoch(epoch);
             throw_if(c.reading_, errc::operation_in_progress);
@@ -64,6 +71,7 @@ public:
             if (c.time_limit_ && epoch != inner_epoch)
                 c.time_limit_->begin_read();
             c.reading_ = true;
+            c.amid_dropped_line_ = c.amid_dropped_line_ && is_line;
         }
 
         ~read_guard()
@@ -173,6 +181,7 @@ private:
     asio::awaitable<void> finish_writing();
     asio::awaitable<void> finish();
     void check_epoch(unsigned epoch) const;
+    bool is_changing(unsigned epoch) const { return changing_ && epoch != inner_epoch; }
     void check_change() const;
 
     template <typename Step>
@@ -186,6 +195,7 @@ private:
     std::size_t limit_;
     std::shared_ptr<handshake_limit> handshakes_;
     bool reading_ = false;
+    bool amid_dropped_line_ = false;
     bool write_ended_ = false;
     bool ending_ = false; ///< While write_eof tells the peer.
 };
@@ -248,7 +258,7 @@ inline void connection::write_eof()
 inline asio::awaitable<void> connection::finish_writing()
 {
     co_await flush();
-    if (is_closing())
+    if (closing_ || lost_)
         co_return;
     asio::error_code error;
     ending_ = true;
@@ -338,7 +348,7 @@ inline asio::awaitable<std::error_code> connection::wait_closed()
 inline void connection::check_epoch(unsigned epoch) const
 {
     throw_if(!is_current(epoch), errc::connection_upgraded);
-    throw_if(changing_ && epoch != inner_epoch, errc::upgrade_in_progress);
+    throw_if(is_changing(epoch), errc::upgrade_in_progress);
 }
 
 inline void connection::check_change() const
@@ -381,6 +391,7 @@ asio::awaitable<void> connection::change(std::chrono::steady_clock::duration tim
     }
     changing_ = false;
     is_dry_ = false;
+    amid_dropped_line_ = false;
     ++epoch_;
 }
 

@@ -46,6 +46,7 @@ public:
 
     virtual SSL* ssl() const = 0;
     virtual bool is_tls() const = 0;
+    virtual bool can_write_eof() const = 0;
     virtual const tls_settings& settings() const = 0;
     virtual std::optional<int> native_socket() = 0;
 

@@ -89,6 +89,8 @@ public:
     bool is_open() const { return outer_->native_socket().has_value(); }
     int native_handle() const { return *outer_->native_socket(); }
 
+    bool can_write_eof() const { return writer_.can_write_eof(); }
+
     template <typename Option>
     void set_option(const Option&, asio::error_code&)
     {

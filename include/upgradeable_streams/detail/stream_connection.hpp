@@ -55,6 +55,16 @@ public:
 
     SSL* ssl() const override { return stream_.native_handle(); }
     bool is_tls() const override { return stream_.is_tls(); }
+
+    bool can_write_eof() const override
+    {
+        if (is_tls())
+            return SSL_version(ssl()) >= TLS1_3_VERSION;
+        if constexpr (requires { stream_.next_layer().can_write_eof(); })
+            return stream_.next_layer().can_write_eof();
+        return true;
+    }
+
     const tls_settings& settings() const override { return stream_.state_->settings; }
 
     std::optional<int> native_socket() override
@@ -94,7 +104,8 @@ private:
         if (auto* plain = stream_.state_->plain())
             return plain->async_read_some(room(is_socket<Socket>), std::move(handler));
         auto& core = stream_.state_->tls()->core();
-        if (core.has_too_many_replies())
+        is_flushing_ = core.has_too_many_replies();
+        if (is_flushing_)
             return core.async_flush(asio::bind_executor(get_executor(), std::move(handler)));
         core.async_receive(std::move(handler));
     }
@@ -126,7 +137,10 @@ private:
         const bool is_known = error != asio::error::would_block;
         const asio::error_code known = is_known ? error : asio::error_code();
         if (auto* tls = stream_.state_->tls())
-            return {tls->core().received(known, size), 0};
+        {
+            const bool is_of_reading = !is_flushing_ || error == asio::error::operation_aborted;
+            return {tls->core().received(is_of_reading ? known : asio::error_code(), size), 0};
+        }
         is_dry_ = is_known && !error && size < read_buffer::small_size;
         return {known, size};
     }
@@ -203,6 +217,7 @@ private:
     }
 
     upgradeable_stream<Socket, tls_stream> stream_;
+    bool is_flushing_ = false; ///< What a read waits for is that replies leave; a write's error is none of reading.
 };
 
 } // namespace upgradeable_streams::detail

@@ -50,7 +50,6 @@ class transport : public erased_stream, public std::enable_shared_from_this<tran
 
 public:
     const asio::any_io_executor& get_executor() const { return executor_; }
-    bool is_closing() const { return closing_ || lost_; }
     bool is_closed() const { return closed_; }
 
     // Reading: what was received changes only while one of these runs.
@@ -105,6 +104,9 @@ public:
         changed_->cancel();
     }
 
+    /// How many bytes are queued, or encrypted and not yet sent.
+    std::size_t queued() const { return queue_.size() + unsent_; }
+
     /// Whether drain has nothing to wait for.
     bool is_drained();
     asio::awaitable<void> drain();
@@ -154,7 +156,6 @@ protected:
     /// Makes writing impossible.
     void lose(const std::error_code& reason);
 
-    std::size_t queued() const { return queue_.size() + unsent_; }
     void send();
     asio::awaitable<void> wait_change() { return wait(*changed_); }
 
