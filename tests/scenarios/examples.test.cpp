@@ -30,6 +30,7 @@ namespace
 const std::string ping_server = PING_SERVER;
 const std::string ping_client = PING_CLIENT;
 const std::string one_port = ONE_PORT;
+const std::string chat_server = CHAT_SERVER;
 const std::string several_certificates = SEVERAL_CERTIFICATES;
 const std::string mutual_tls = MUTUAL_TLS;
 
@@ -90,6 +91,16 @@ bool is_one_sentence(const std::string& errors, const std::string& program)
 {
     return errors.starts_with(program + ": ") && errors.size() > program.size() + 10 && errors.ends_with("\n") &&
            std::ranges::count(errors, '\n') == 1;
+}
+
+/// A client of the chat server, and the name by which it is known there.
+std::pair<test::raw_peer, std::string> chatting(const running_server& server)
+{
+    test::raw_peer peer = server.connect();
+    const std::string welcome = peer.recv_line();
+    const std::string before = "welcome, ";
+    REQUIRE_THAT(welcome, test::starts_with(before));
+    return {std::move(peer), welcome.substr(before.size(), welcome.size() - before.size() - 1)};
 }
 
 /// A peer that has upgraded its connection with the server.
@@ -542,17 +553,60 @@ TEST_CASE("one_port: TLS, plain text and upgrades are served on one port, and ea
     CHECK(stopped.errors.empty());
 }
 
-TEST_CASE("one_port: --help tells the options, and a bad one is told in one sentence")
+TEST_CASE("chat_server: what one client says reaches the others, in plain text, over TLS, and in an upgrade")
 {
-    const auto help = test::run_process({one_port, "--help"});
-    CHECK(help.status == 0);
-    for (const std::string option : {"--host", "--port", "--cert", "--key"})
-        CHECK_THAT(help.output, test::contains(option));
-    for (const command& bad : {command{one_port, "--unknown", "x"}, command{one_port, "--port"},
-                               command{one_port, "--port", "0", "--cert", "/no/such/file"}})
+    running_server server({}, "127.0.0.1", chat_server);
+    auto [plain, plain_name] = chatting(server);
+    auto [secure, secure_name] = chatting(server);
+    plain.send_all("1\n");
+    CHECK(secure.recv_line() == plain_name + ": 1\n");
+    secure.send_all("2\nSTARTTLS\n");
+    CHECK(plain.recv_line() == secure_name + ": 2\n");
+    plain.send_all("3\n4\n");
+    secure.tls_connect(test::localhost_client());
+    CHECK(secure.tls_read_line() == plain_name + ": 3\n");
+    CHECK(secure.tls_read_line() == plain_name + ": 4\n");
+    secure.tls_write("5\nQUIT\n");
+    CHECK(plain.recv_line() == secure_name + ": 5\n");
+    CHECK(secure.tls_read_all().empty());
+
+    const auto stopped = server.stop();
+    CHECK(stopped.status == 0);
+    CHECK(stopped.errors.empty());
+}
+
+TEST_CASE("chat_server: a client that does not read is given up, and the others go on")
+{
+    running_server server({}, "127.0.0.1", chat_server);
+    auto silent = chatting(server);
+    auto [speaker, name] = chatting(server);
+    auto listener = chatting(server);
+    const std::string line = std::string(60000, 'x') + "\n";
+    const std::string heard = name + ": " + line;
+    constexpr std::size_t lines = 500; // more than the sockets' buffers take
+    for (std::size_t n = 0; n < lines; ++n)
     {
-        const auto outcome = test::run_process(bad);
-        CHECK(outcome.status == 1);
-        CHECK(is_one_sentence(outcome.errors, "one_port"));
+        speaker.send_all(line);
+        REQUIRE(listener.first.recv_exactly(heard.size()) == heard);
+    }
+    CHECK(silent.first.recv_all().size() < lines * heard.size());
+    CHECK(server.stop().status == 0);
+}
+
+TEST_CASE("one_port, chat_server: --help tells the options, and a bad one is told in one sentence")
+{
+    for (const auto& [program, name] : {std::pair(one_port, "one_port"s), {chat_server, "chat_server"s}})
+    {
+        const auto help = test::run_process({program, "--help"});
+        CHECK(help.status == 0);
+        for (const std::string option : {"--host", "--port", "--cert", "--key"})
+            CHECK_THAT(help.output, test::contains(option));
+        for (const command& bad : {command{program, "--unknown", "x"}, command{program, "--port"},
+                                   command{program, "--port", "0", "--cert", "/no/such/file"}})
+        {
+            const auto outcome = test::run_process(bad);
+            CHECK(outcome.status == 1);
+            CHECK(is_one_sentence(outcome.errors, name));
+        }
     }
 }
