@@ -116,7 +116,7 @@ private:
         const std::lock_guard lock(mutex_);
         for (const auto& [who, executor] : members_)
             if (who != speaker)
-                asio::post(executor, [who = who, line] { who->hear(line); });
+                asio::post(executor, [to = who, line] { to->hear(line); });
     }
 
     std::mutex mutex_;
