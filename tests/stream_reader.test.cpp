@@ -797,7 +797,7 @@ TEST_CASE("readline: of a line longer than the limit what comes later is dropped
         });
 }
 
-TEST_CASE("readline: the rest of a line that was too long is dropped after a cancelled one too")
+TEST_CASE("readline: the rest of a line that was too long is dropped also after reads that took nothing")
 {
     test::run(
         []() -> awaitable<void>
@@ -812,6 +812,13 @@ TEST_CASE("readline: the rest of a line that was too long is dropped after a can
             cancelled.cancel();
             const std::error_code outcome = co_await error_of(cancelled.join());
             CHECK(outcome == asio::error::operation_aborted);
+            const auto until = test::spawn(executor, [&] { return link.reader.readuntil(";"); });
+            co_await test::turns();
+            until.cancel();
+            const std::error_code of_another = co_await error_of(until.join());
+            CHECK(of_another == asio::error::operation_aborted);
+            const std::string nothing = co_await link.reader.read(0);
+            CHECK(nothing.empty());
             link.send("ijk\nnext\n");
             const std::string next = co_await link.reader.readline();
             CHECK(next == "next\n");
@@ -1221,12 +1228,15 @@ TEST_CASE("reader: operation_timeout ends a read also when a drain's ends just b
         });
 }
 
-TEST_CASE("reader: what came before a reset is read, though replies to KeyUpdates could no longer be sent")
+TEST_CASE("reader: what came before a reset is read, then the reset, though a reply to a KeyUpdate was told of it")
 {
+    us::connection_options options = options_of(true);
+    options.suppress_ragged_eofs = GENERATE(false, true);
+    CAPTURE(options.suppress_ragged_eofs);
     test::run(
-        []() -> awaitable<void>
+        [options]() -> awaitable<void>
         {
-            auto linking = test::link_of(options_of(true),
+            auto linking = test::link_of(options,
                                          [](asio::ip::tcp::socket socket)
                                          {
                                              socket.set_option(asio::socket_base::send_buffer_size(1));
@@ -1250,6 +1260,9 @@ TEST_CASE("reader: what came before a reset is read, though replies to KeyUpdate
             link.peer.reset();
             const std::string received = co_await reading.join();
             CHECK(received == std::string(40'000, 'd'));
+            const std::error_code end = co_await error_of(link.reader.read(1));
+            CHECK(end == asio::error::connection_reset);
+            CHECK(link.writer.is_closing());
         });
 }
 

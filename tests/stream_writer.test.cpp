@@ -274,6 +274,68 @@ TEST_CASE("write: under TLS what is queued before control goes back to the event
         });
 }
 
+TEST_CASE("write, write_eof, close: while a session ticket has come in part they wait for its rest")
+{
+    const bool is_reading = GENERATE(true, false);
+    const std::string what = GENERATE("write", "write_eof", "write and close", "close");
+    const auto chunk = GENERATE(from_range(test::chunk_sizes));
+    CAPTURE(is_reading, what, chunk);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            raw_link link = co_await link_with_raw_peer(options_of(true), chunk);
+            const std::string ticket = link.peer.tls_unsent([&] { link.peer.session_ticket(); });
+            SSL* const ssl = link.writer.get_extra_info<"ssl_object">();
+            const auto reading = test::spawn(executor, [&] { return link.reader.readline(); });
+            link.peer.send_all(std::string_view(ticket).substr(0, 700));
+            co_await test::eventually([&] { return SSL_in_init(ssl) != 0; });
+            if (!is_reading)
+            {
+                reading.cancel();
+                const std::error_code error = co_await error_of(reading.join());
+                CHECK(error == asio::error::operation_aborted);
+            }
+            const std::string written = what.starts_with("write") ? "to the peer\n" : "";
+            link.writer.write(written);
+            const bool is_closed = what.ends_with("close");
+            if (what == "write_eof")
+                link.writer.write_eof();
+            if (is_closed)
+                link.writer.close();
+            co_await test::turns(20);
+            char none = 0;
+            CHECK(::recv(link.peer.descriptor(), &none, 1, MSG_PEEK | MSG_DONTWAIT) < 0);
+            link.peer.send_all(std::string_view(ticket).substr(700));
+            auto answering = test::run_in_thread(
+                [&]
+                {
+                    const bool goes_on = what == "write";
+                    const std::string received = goes_on ? link.peer.tls_read_line() : link.peer.tls_read_all();
+                    is_closed ? link.peer.tls_shutdown() : link.peer.tls_write("from it\n");
+                    return received;
+                });
+            const std::string received = co_await test::joined(std::move(answering));
+            CHECK(received == written);
+            if (is_closed)
+            {
+                co_await link.writer.wait_closed();
+                if (is_reading)
+                {
+                    const std::error_code error = co_await error_of(reading.join());
+                    CHECK(error == us::errc::connection_closed);
+                }
+                co_return;
+            }
+            std::string line;
+            if (is_reading)
+                line = co_await reading.join();
+            else
+                line = co_await link.reader.readline();
+            CHECK(line == "from it\n");
+        });
+}
+
 TEST_CASE("write: what a socket did not take arrives, where the write used up its turn too")
 {
     // A write of so many batches whose last one ends the turn; which of them fills the socket is up to the system.

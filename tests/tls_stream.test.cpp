@@ -7,7 +7,6 @@
 #include <openssl/sslerr.h>
 
 #include <sys/socket.h>
-#include <sys/time.h>
 
 #include <csignal>
 
@@ -734,9 +733,6 @@ TEST_CASE("tls_stream: blocking, a read behind one that left replies unsent has 
             raw.tls_write("x");
             raw.tls_write("y");
         });
-    const timeval wait{5, 0}; // for a test that fails
-    ::setsockopt(layer.lowest_layer().native_handle(), SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
-    ::setsockopt(layer.lowest_layer().native_handle(), SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait);
     const std::string filling(50'000, 'f');
     CHECK(asio::write(layer, asio::buffer(filling)) == filling.size());
     auto sending = test::run_in_thread([&] { raw.send_all(sent); });
@@ -753,6 +749,132 @@ TEST_CASE("tls_stream: blocking, a read behind one that left replies unsent has 
     CHECK(layer.read_some(asio::buffer(&byte, 1), error) == 1);
     CHECK(!error);
     CHECK(byte == 'y');
+}
+
+// A message after the handshake that has come in part: OpenSSL writes nothing before it has the rest
+
+TEST_CASE("tls_stream: a write while a session ticket has come in part waits for its rest, whoever receives that")
+{
+    enum class reading
+    {
+        pending,
+        cancelled,
+        begun_later
+    };
+    const auto how = GENERATE(reading::pending, reading::cancelled, reading::begun_later);
+    for (const std::size_t chunk : test::chunk_sizes)
+        test::run(
+            [chunk, how]() -> asio::awaitable<void>
+            {
+                CAPTURE(chunk, how);
+                auto [socket, raw] = connect(co_await asio::this_coro::executor);
+                auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
+                chunked_layer layer(test::chunked_stream(std::move(socket), chunk), context_of(tls_role::client));
+                co_await layer.async_handshake(chunked_layer::client, use_awaitable);
+                co_await test::joined(std::move(shaking));
+                const std::string ticket = raw.tls_unsent([&p = raw] { p.session_ticket(); });
+                CHECK(test::tls_records(ticket).records.size() > 4);
+
+                std::array<char, 16> bytes;
+                outcome read;
+                asio::cancellation_signal signal;
+                layer.async_read_some(asio::buffer(bytes), asio::bind_cancellation_slot(signal.slot(), into(read)));
+                raw.send_all(std::string_view(ticket).substr(0, 700));
+                co_await test::eventually([&] { return SSL_in_init(layer.native_handle()) != 0; });
+                if (how != reading::pending)
+                {
+                    signal.emit(asio::cancellation_type::terminal);
+                    co_await finished(read);
+                    CHECK(read.error == asio::error::operation_aborted);
+                    read = {};
+                }
+                outcome written;
+                asio::async_write(layer, asio::buffer("to the peer", 11), into(written));
+                co_await test::turns(20);
+                CHECK_FALSE(written.done);
+                if (how == reading::begun_later)
+                    layer.async_read_some(asio::buffer(bytes), into(read));
+                co_await test::turns(20);
+                raw.send_all(std::string_view(ticket).substr(700));
+                co_await finished(written);
+                CHECK(!written.error);
+                auto answering = test::run_in_thread(
+                    [&p = raw]
+                    {
+                        const std::string received = p.tls_read_exactly(11);
+                        p.tls_write("from it");
+                        return received;
+                    });
+                const std::string received = co_await test::joined(std::move(answering));
+                CHECK(received == "to the peer");
+                if (how == reading::cancelled)
+                    layer.async_read_some(asio::buffer(bytes), into(read));
+                co_await finished(read);
+                CHECK(std::string_view(bytes.data(), read.size) == "from it");
+            });
+}
+
+TEST_CASE("tls_stream: a shutdown while a session ticket has come in part awaits its rest")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
+            socket_layer layer(std::move(socket), context_of(tls_role::client));
+            co_await layer.async_handshake(socket_layer::client, use_awaitable);
+            co_await test::joined(std::move(shaking));
+            const std::string ticket = raw.tls_unsent([&p = raw] { p.session_ticket(); });
+            std::array<char, 16> bytes;
+            outcome read;
+            asio::cancellation_signal signal;
+            layer.async_read_some(asio::buffer(bytes), asio::bind_cancellation_slot(signal.slot(), into(read)));
+            raw.send_all(std::string_view(ticket).substr(0, 700));
+            co_await test::eventually([&] { return SSL_in_init(layer.native_handle()) != 0; });
+            signal.emit(asio::cancellation_type::terminal);
+            co_await finished(read);
+            outcome ended;
+            layer.async_shutdown(into(ended));
+            co_await test::turns(20);
+            CHECK_FALSE(ended.done);
+            raw.send_all(std::string_view(ticket).substr(700));
+            co_await test::joined(test::run_in_thread([&p = raw] { p.tls_shutdown(); }));
+            co_await finished(ended);
+            CHECK(!ended.error);
+        });
+}
+
+TEST_CASE("tls_stream: blocking, a write while a session ticket has come in part receives its rest")
+{
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
+    socket_layer layer(std::move(socket), context_of(tls_role::client));
+    layer.handshake(socket_layer::client);
+    shaking.get();
+    const std::string ticket = raw.tls_unsent([&p = raw] { p.session_ticket(); });
+    raw.send_all(std::string_view(ticket).substr(0, 700));
+    layer.lowest_layer().non_blocking(true);
+    char byte = 0;
+    asio::error_code error;
+    while (!SSL_in_init(layer.native_handle()))
+        CHECK(layer.read_some(asio::buffer(&byte, 1), error) == 0);
+    CHECK(error == asio::error::would_block);
+    CHECK(layer.write_some(asio::buffer("x", 1), error) == 0);
+    CHECK(error == asio::error::would_block);
+    layer.lowest_layer().non_blocking(false);
+    auto answering = test::run_in_thread(
+        [&]
+        {
+            raw.send_all(std::string_view(ticket).substr(700));
+            const std::string received = raw.tls_read_exactly(1);
+            raw.tls_write("y");
+            return received;
+        });
+    CHECK(layer.write_some(asio::buffer("x", 1)) == 1);
+    CHECK(layer.read_some(asio::buffer(&byte, 1)) == 1);
+    CHECK(byte == 'y');
+    CHECK(answering.get() == "x");
 }
 
 // Cancellation

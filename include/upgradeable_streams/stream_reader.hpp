@@ -93,7 +93,8 @@ public:
     /// Returns: a partial line at the end of the stream, empty when there is none.
     ///
     /// Errors: limit_overrun_error for a line longer than the limit, which is dropped up to and with its newline; what
-    /// of it comes later the next readline drops, unless another read comes before (asyncio takes that for a line).
+    /// of it comes later the next readline drops, however much that is, unless another read takes of it before (asyncio
+    /// takes it for a line).
     asio::awaitable<std::string> readline() { return read_match(handle_, newline(), kind::line); }
 
     /// Whether the stream has ended and all of it was read. Only a read finds out that a stream has ended.
@@ -202,7 +203,10 @@ inline asio::awaitable<std::size_t> stream_reader::readinto(shared_handle handle
     {
         const std::size_t size = c.read_now(asio::buffer(memory.data(), memory.size()));
         if (size > 0)
+        {
+            c.drop_line(false);
             co_return size;
+        }
         if (c.eof())
             break;
         const detail::read_result result = co_await c.wait_to_receive();
@@ -234,7 +238,7 @@ template <typename Separators>
 asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Separators separators, kind what)
 {
     detail::connection& c = **handle;
-    const detail::connection::read_guard guard(c, handle->epoch(), what == kind::line);
+    const detail::connection::read_guard guard(c, handle->epoch());
     const detail::cancellation_watch cancellation(co_await asio::this_coro::cancellation_state);
     if (!c.has_turn())
     {
@@ -247,7 +251,7 @@ asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Sep
     {
         const std::string_view data = c.received();
         const std::optional<match> found = separators.find(data, from);
-        if (c.is_amid_dropped_line() && !data.empty())
+        if (what == kind::line && c.is_amid_dropped_line() && !data.empty())
         {
             c.discard(found ? found->end : data.size());
             c.drop_line(!found);

@@ -156,8 +156,9 @@ public:
     /// Sends what is queued, then a close_notify, then FIN, within the shutdown deadline; does not suspend. Pending
     /// reads end with errc::connection_closed. Closing twice does nothing.
     ///
-    /// What the peer sends meanwhile is received and dropped, for a socket closed with bytes unread would reset the
-    /// connection, and take from the peer what it was sent. Who does not care for that peer calls abort.
+    /// What has come and was not read is dropped, under TLS all that comes before the peer's close_notify: a socket
+    /// closed with bytes unread would reset the connection, and take from the peer what it was sent. Who does not care
+    /// for that peer calls abort.
     void close()
     {
         handle_->check_epoch();

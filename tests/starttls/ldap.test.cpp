@@ -139,7 +139,6 @@ TEST_CASE("ldap: a request is known with lengths of every form, and answered wit
                 {
                     test::raw_link link = co_await test::link_with_raw_peer();
                     const auto answered = co_await us::starttls::answer_ldap(link.reader, link.writer, request);
-                    answered.second.is_closing();
                     auto writer = answered.second;
                     writer.close();
                     co_await writer.wait_closed();
@@ -153,7 +152,7 @@ TEST_CASE("ldap: a request is known with lengths of every form, and answered wit
     CHECK_FALSE(us::starttls::is_ldap_request(start_tls_request("\x01", 5)));
 }
 
-TEST_CASE("ldap: a request with a critical control is refused, for there are none; others are ignored")
+TEST_CASE("ldap: a request with a critical control is refused, as are malformed ones; others are ignored")
 {
     const std::string request = start_tls_request("\x01").substr(2);
     const std::string type = ber('\x04', "1.2.3");
@@ -180,4 +179,7 @@ TEST_CASE("ldap: a request with a critical control is refused, for there are non
     CHECK(result_of(by_default + uncritical + critical) == 12);
     CHECK(result_of(by_default + uncritical) == 52);
     CHECK(result_of("") == 52);
+    CHECK(result_of(critical.substr(0, critical.size() - 1)) == 2);
+    CHECK(result_of(ber('\x30', ber('\x01', "\xff"))) == 2);
+    CHECK(result_of(type) == 2);
 }

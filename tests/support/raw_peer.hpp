@@ -58,6 +58,10 @@ public:
     /// Sends a KeyUpdate at once (TLS 1.3), and asks for one where `request_peer` is true.
     void key_update(bool request_peer);
 
+    /// Sends a session ticket of more than 2,000 bytes in records of at most 512, as all that it writes from then on
+    /// (TLS 1.3, server).
+    void session_ticket();
+
     /// Returns: the TLS bytes that `action` would have sent.
     std::string tls_unsent(const std::function<void()>& action);
 

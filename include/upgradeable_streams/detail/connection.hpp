@@ -55,15 +55,11 @@ public:
     /// Whether nothing more will be written through a handle of this epoch.
     bool is_closing(unsigned epoch) const { return closing_ || lost_ || !is_current(epoch) || is_changing(epoch); }
 
-    /// Whether what is received next is the rest of a line that was too long. Any read but that of a line forgets it.
-    bool is_amid_dropped_line() const { return amid_dropped_line_; }
-    void drop_line(bool is_amid) { amid_dropped_line_ = is_amid; }
-
     /// Marks a read as pending for as long as it lives.
     class read_guard
     {
     public:
-        read_guard(connection& c, unsigned epoch, bool is_line = false) : connection_(c)
+        read_guard(connection& c, unsigned epoch) : connection_(c)
         {
             c.check_epoch(epoch);
             throw_if(c.reading_, errc::operation_in_progress);
@@ -71,7 +67,6 @@ public:
             if (c.time_limit_ && epoch != inner_epoch)
                 c.time_limit_->begin_read();
             c.reading_ = true;
-            c.amid_dropped_line_ = c.amid_dropped_line_ && is_line;
         }
 
         ~read_guard()
@@ -195,7 +190,6 @@ private:
     std::size_t limit_;
     std::shared_ptr<handshake_limit> handshakes_;
     bool reading_ = false;
-    bool amid_dropped_line_ = false;
     bool write_ended_ = false;
     bool ending_ = false; ///< While write_eof tells the peer.
 };
@@ -391,7 +385,6 @@ asio::awaitable<void> connection::change(std::chrono::steady_clock::duration tim
     }
     changing_ = false;
     is_dry_ = false;
-    amid_dropped_line_ = false;
     ++epoch_;
 }
 
@@ -417,6 +410,7 @@ inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request
         }
         request->received = received();
         discard(request->received.size());
+        drop_line(false);
         co_await start_tls(std::move(request));
     };
     co_await change(request->settings.handshake_timeout, errc::handshake_timeout, "TLS upgrade", shake_hands,
@@ -443,6 +437,7 @@ inline asio::awaitable<void> connection::upgrade_inner(std::shared_ptr<connectio
     {
         inner->put_back(received());
         discard(received().size());
+        drop_line(false);
         inner->set_write_buffer_limits(high_, low_);
         inner_ = inner;
         co_await inner->upgrade(std::move(request));

@@ -63,7 +63,7 @@ protected:
     virtual void async_receive(read_handler handler) = 0;
 
     /// Tells that nothing is known, asio::error::would_block, when others have had their turn. Not for cancel to end,
-    /// only for the handler's cancellation slot.
+    /// only for the handler's cancellation slot, with asio::error::interrupted.
     virtual void async_yield(read_handler handler) = 0;
 
     /// What a read_handler was told.

@@ -72,8 +72,8 @@ private:
         return static_cast<unsigned char>(header_[3]) * std::size_t(256) + static_cast<unsigned char>(header_[4]);
     }
 
-    /// In TLS 1.3 an alert looks like data: two bytes, their type, what pads them to a power of two, and a tag (RFC 8446
-    /// sections 5.2 and 5.4).
+    /// In TLS 1.3 an alert looks like data: two bytes, their type, what pads them to a power of two, and a tag
+    /// (RFC 8446 sections 5.2 and 5.4).
     bool may_be_close_notify() const
     {
         constexpr std::size_t tag = 16;

@@ -44,6 +44,14 @@ inline asio::error_code last_error()
     return errno == EAGAIN ? asio::error::would_block : asio::error_code(errno, asio::error::get_system_category());
 }
 
+/// Whether an error tells that the connection is broken. A socket tells so once, to a write as well, and to reads from
+/// then on that the stream has ended.
+inline bool tells_cut_off(const std::error_code& error)
+{
+    return error == asio::error::connection_reset || error == asio::error::timed_out ||
+           error == asio::error::host_unreachable || error == asio::error::network_unreachable;
+}
+
 /// Sends what the socket takes at once.
 inline std::size_t send_at_once(int descriptor, std::string_view bytes, asio::error_code& error)
 {

@@ -7,6 +7,7 @@
 #include <upgradeable_streams/detail/connection_settings.hpp>
 #include <upgradeable_streams/detail/read_buffer.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
+#include <upgradeable_streams/detail/tls_blocking.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 #include <upgradeable_streams/tls.hpp>
 #include <upgradeable_streams/tls_stream.hpp>
@@ -104,10 +105,11 @@ private:
         if (auto* plain = stream_.state_->plain())
             return plain->async_read_some(room(is_socket<Socket>), std::move(handler));
         auto& core = stream_.state_->tls()->core();
-        is_flushing_ = core.has_too_many_replies();
-        if (is_flushing_)
-            return core.async_flush(asio::bind_executor(get_executor(), std::move(handler)));
-        core.async_receive(std::move(handler));
+        is_receiving_ = !core.has_too_many_replies() && !core.is_receiving();
+        if (is_receiving_)
+            return core.async_receive(std::move(handler));
+        auto on_strand = asio::bind_executor(get_executor(), std::move(handler));
+        core.is_receiving() ? core.async_wait_change(std::move(on_strand)) : core.async_flush(std::move(on_strand));
     }
 
     void async_yield(read_handler handler) override
@@ -115,7 +117,7 @@ private:
         struct cancellation
         {
             asio::error_code outcome = asio::error::would_block;
-            void operator()(asio::cancellation_type) { outcome = asio::error::operation_aborted; }
+            void operator()(asio::cancellation_type) { outcome = asio::error::interrupted; }
         };
         auto slot = handler.get_cancellation_slot();
         const auto* const asked = slot.is_connected() ? &slot.template emplace<cancellation>() : nullptr;
@@ -134,15 +136,18 @@ private:
 
     read_result arrived(const asio::error_code& error, std::size_t size) override
     {
-        const bool is_known = error != asio::error::would_block;
-        const asio::error_code known = is_known ? error : asio::error_code();
-        if (auto* tls = stream_.state_->tls())
+        auto* const tls = stream_.state_->tls();
+        if (is_transient(error) || (tls && !is_receiving_))
         {
-            const bool is_of_reading = !is_flushing_ || error == asio::error::operation_aborted;
-            return {tls->core().received(is_of_reading ? known : asio::error_code(), size), 0};
+            if (tls)
+                tls->core().look_again();
+            const bool is_cancelled = error == asio::error::interrupted || error == asio::error::operation_aborted;
+            return {is_cancelled ? asio::error::operation_aborted : asio::error_code(), 0};
         }
-        is_dry_ = is_known && !error && size < read_buffer::small_size;
-        return {known, size};
+        if (tls)
+            return {tls->core().received(error, size), 0};
+        is_dry_ = !error && size < read_buffer::small_size;
+        return {error, size};
     }
 
     write_result write_some(asio::const_buffer data) override
@@ -172,11 +177,15 @@ private:
     {
         auto done = asio::bind_executor(
             get_executor(), [self = std::static_pointer_cast<stream_connection>(shared_from_this())](
-                                const asio::error_code& error, std::size_t size) { self->written(error, size); });
+                                const asio::error_code& error, std::size_t size)
+            {
+                self->is_dry_ = self->is_dry_ && !self->is_tls(); // it may have received
+                self->written(error, size);
+            });
         if (auto* plain = stream_.state_->plain())
             plain->async_write_some(data, std::move(done));
         else
-            stream_.state_->tls()->core().async_flush(std::move(done));
+            stream_.state_->tls()->core().async_writable(std::move(done));
     }
 
     bool is_flushed() const override
@@ -217,7 +226,7 @@ private:
     }
 
     upgradeable_stream<Socket, tls_stream> stream_;
-    bool is_flushing_ = false; ///< What a read waits for is that replies leave; a write's error is none of reading.
+    bool is_receiving_ = false; ///< Else a read waits for others, whose errors are none of reading.
 };
 
 } // namespace upgradeable_streams::detail

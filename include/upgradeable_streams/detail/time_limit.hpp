@@ -71,7 +71,7 @@ public:
     void stop() { timer_.cancel(); }
 
 private:
-    /// `now` is when it was last looked for what is late: what has ended since is to be found by the timer.
+    /// `now` is when the caller looked for what is late: what has become so since is left to the timer.
     void run(clock::time_point now = clock::now())
     {
         const auto next = std::min(read_end_ > now ? read_end_ : never, drain_end_);

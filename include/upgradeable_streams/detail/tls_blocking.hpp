@@ -32,7 +32,8 @@ public:
     {
         nothing,
         input,
-        output
+        output,
+        input_to_write
     };
 
     void await(awaited what) { awaited_ = what; }
@@ -59,8 +60,10 @@ public:
             const awaited what = std::exchange(awaited_, awaited::nothing);
             if (what != awaited::nothing)
                 core.flush_blocking(flushed);
-            if (what == awaited::input)
+            if (what == awaited::input || what == awaited::input_to_write)
                 size = core.receive_blocking(received);
+            if (what == awaited::input_to_write)
+                flushed = core.received(received, size);
             operation(*this, what == awaited::input ? received : flushed, size);
         }
         error = error_;

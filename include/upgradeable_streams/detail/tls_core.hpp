@@ -16,6 +16,7 @@
 #include <asio/compose.hpp>
 #include <asio/error.hpp>
 #include <asio/post.hpp>
+#include <asio/ssl/error.hpp>
 #include <asio/steady_timer.hpp>
 
 #include <algorithm>
@@ -72,6 +73,8 @@ public:
     template <typename MutableBufferSequence, typename Executor>
     std::size_t read(const MutableBufferSequence& buffers, asio::error_code& error, const Executor& executor)
     {
+        if (has_too_many_replies())
+            send_replies(executor);
         const bool is_full = has_too_many_replies();
         error = failure_            ? failure_
                 : !engine.is_open() ? asio::error::not_connected
@@ -83,19 +86,22 @@ public:
             size += engine.read(*b, error);
         if (size > 0)
             error.clear();
+        else if (error == asio::ssl::error::stream_truncated && tells_cut_off(write_error_))
+            error = write_error_;
         release_room();
         if (engine.unsent() > 0 && !is_full) // else the caller flushes, and reads on what is there
             send_replies(executor);
         return size;
     }
 
-    /// As async_write_some, but asio::error::would_block while an earlier write is not flushed; and it has then still
-    /// to be flushed.
+    /// As async_write_some, but asio::error::would_block where it is to be made again after async_writable; and it has
+    /// then still to be flushed.
     template <typename ConstBufferSequence>
     std::size_t write(const ConstBufferSequence& buffers, asio::error_code& error)
     try
     {
         flush();
+        needs_input_ = false;
         error = failure_            ? failure_
                 : !engine.is_open() ? asio::error::not_connected
                 : !is_flushed()     ? asio::error::would_block
@@ -110,7 +116,9 @@ public:
         }
         engine.use(descriptor_of(next_));
         const std::size_t size = engine.write(buffers, error);
-        if (error.category() != asio::error::get_ssl_category()) // a write after a shutdown does not undo that
+        release_room();
+        needs_input_ = error == asio::error::would_block;
+        if (!needs_input_ && error.category() != asio::error::get_ssl_category()) // which a write after a shutdown is
             write_error_ = error;
         return size;
     }
@@ -118,6 +126,14 @@ public:
     {
         fail(errc::stream_unusable);
         throw;
+    }
+
+    /// Whether to wait with async_writable before TLS can be ended.
+    bool needs_input()
+    {
+        engine.use(descriptor_of(next_));
+        needs_input_ = !write_error_ && engine.finish_message() == asio::error::would_block;
+        return needs_input_;
     }
 
     /// What the next write, which is the same once more, does not encrypt again.
@@ -164,10 +180,23 @@ public:
     void async_receive(Handler&& handler)
     {
         const asio::mutable_buffer landing = prepare();
+        receiving_ = true;
         next_.async_read_some(landing, std::forward<Handler>(handler));
     }
 
     void async_receive(blocking_call&& call) { call.await(blocking_call::awaited::input); }
+
+    /// Whether an operation receives; another is then not to, but to wait for it.
+    bool is_receiving() const { return receiving_; }
+
+    /// Waits until another has received or sent something; as async_flush.
+    template <typename Handler>
+    void async_wait_change(Handler&& handler)
+    {
+        await_change(false, handler);
+    }
+
+    void async_wait_change(blocking_call&& call) { call.complete(asio::error::in_progress); }
 
     std::size_t receive_blocking(asio::error_code& error)
     {
@@ -181,6 +210,9 @@ public:
     asio::error_code received(const asio::error_code& given, std::size_t size)
     {
         const asio::error_code error = as_aborted(given);
+        receiving_ = false;
+        if (needs_input_)
+            changed_.cancel();
         engine.begin_turn();
         if (error == asio::error::operation_aborted || is_transient(error))
             return error;
@@ -197,6 +229,13 @@ public:
             engine.may_hold(size == landing_.size());
         }
         return {};
+    }
+
+    /// Others have had their turn, or received or sent something: there may be more to read.
+    void look_again()
+    {
+        engine.begin_turn();
+        engine.may_hold(!receiving_);
     }
 
     /// Gives back the memory of the handshake.
@@ -217,6 +256,23 @@ public:
     }
 
     void async_flush(blocking_call&& call) { call.await(blocking_call::awaited::output); }
+
+    /// Waits until a write that was would_block can be made again, or TLS be ended; as async_flush.
+    template <typename Handler>
+    void async_writable(Handler&& handler)
+    {
+        if (!needs_input_ || !is_flushed())
+            return async_flush(std::forward<Handler>(handler));
+        await_change(true, handler);
+    }
+
+    void async_writable(blocking_call&& call)
+    {
+        if (receiving_)
+            call.complete(asio::error::in_progress);
+        else
+            call.await(needs_input_ ? blocking_call::awaited::input_to_write : blocking_call::awaited::output);
+    }
 
     void flush_blocking(asio::error_code& error)
     {
@@ -276,6 +332,34 @@ private:
         }
     };
 
+    /// Waits until something was received or sent; a write that needs input receives itself, unless another does.
+    struct change_operation
+    {
+        std::shared_ptr<tls_core> core;
+        bool receiving;
+        bool started = false;
+
+        template <typename Self>
+        void operator()(Self& self, const asio::error_code& error = {}, std::size_t size = 0)
+        {
+            const auto keep = core;
+            if (!std::exchange(started, true))
+            {
+                receiving = receiving && !keep->receiving_;
+                return receiving ? keep->async_receive(std::move(self)) : keep->changed_.async_wait(std::move(self));
+            }
+            const asio::error_code outcome = receiving ? keep->received(error, size) : asio::error_code();
+            self.complete(was_cancelled(self) ? asio::error::operation_aborted : outcome, 0);
+        }
+    };
+
+    template <typename Handler>
+    void await_change(bool may_receive, Handler& handler)
+    {
+        asio::async_compose<Handler, void(asio::error_code, std::size_t)>(
+            change_operation{this->shared_from_this(), may_receive}, handler, next_);
+    }
+
     template <typename Arg>
     static auto executor_of(Arg& next)
     {
@@ -298,7 +382,7 @@ private:
     /// Gives back the memory of what was received, once all of that is read.
     void release_room()
     {
-        if (engine.is_open() && engine.fed().empty())
+        if (engine.is_open() && engine.fed().empty() && !receiving_)
             large_room_.reset();
     }
 
@@ -362,6 +446,8 @@ private:
     std::size_t in_flight_sent_ = 0;
     std::size_t written_ = 0; ///< What was encrypted of a write that is to be made again.
     bool sending_ = false;
+    bool receiving_ = false;
+    bool needs_input_ = false; ///< Before what was to be written last can be.
     asio::error_code write_error_; ///< Why nothing more is sent.
     asio::error_code failure_;
     asio::steady_timer changed_; ///< Cancelled when something was sent.

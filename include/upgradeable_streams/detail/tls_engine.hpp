@@ -50,7 +50,7 @@ public:
         SSL_set_bio(ssl, bio, bio);
         SSL_set_mode(ssl, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_AUTO_RETRY);
         SSL_clear_mode(ssl, SSL_MODE_ENABLE_PARTIAL_WRITE);
-        SSL_set_options(ssl, SSL_OP_NO_RENEGOTIATION); // a write never needs input
+        SSL_set_options(ssl, SSL_OP_NO_RENEGOTIATION); // a write needs no input but the rest of a message
     }
 
     tls_engine(const tls_engine&) = delete;
@@ -133,9 +133,21 @@ public:
             SSL_set_read_ahead(ssl_.get(), 1);
     }
 
+    /// would_block where a message that comes after the handshake, as a session ticket does, has come in part. OpenSSL
+    /// encrypts nothing before it has the rest.
+    asio::error_code finish_message()
+    {
+        if (!is_open_ || read_error_ || !SSL_in_init(ssl_.get()))
+            return {};
+        return outcome([&] { return SSL_do_handshake(ssl_.get()); });
+    }
+
     /// Sends a close_notify; `error` is would_block until the peer's has come.
     void shutdown(asio::error_code& error)
     {
+        error = finish_message();
+        if (error)
+            return;
         int result = 0;
         error = outcome(
             [&]
@@ -177,6 +189,7 @@ public:
     }
 
     /// Encrypts at most tls_batch bytes and sends of their records what the descriptor takes. Nothing may be `unsent`.
+    /// `error` is would_block as finish_message says.
     template <typename ConstBufferSequence>
     std::size_t write(const ConstBufferSequence& buffers, asio::error_code& error)
     try
@@ -345,7 +358,8 @@ private:
 
     void send(std::string_view bytes)
     {
-        if (has_ended_) // OpenSSL answers KeyUpdates all the same, where the peer may await plain text
+        // OpenSSL answers KeyUpdates all the same, where the peer may await plain text.
+        if (has_ended_ && (SSL_get_shutdown(ssl_.get()) & SSL_SENT_SHUTDOWN))
             return;
         if (!records_)
             replies_ += bytes.size();

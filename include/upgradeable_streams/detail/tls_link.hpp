@@ -104,14 +104,14 @@ public:
     const record_framing& framing() const { return core().engine.framing(); }
     std::string take_plain_text() { return std::string(core().engine.fed()); }
 
-    bool is_idle() const { return true; }
+    bool is_idle() { return !core().needs_input(); }
     bool is_sent() const { return core().is_flushed(); }
     const asio::error_code& error() const { return core().write_error(); }
 
     template <typename Handler>
     void async_wait_change(Handler&& handler)
     {
-        core().async_flush(std::forward<Handler>(handler));
+        core().async_writable(std::forward<Handler>(handler));
     }
 
     tls_core<Socket>& core() { return *layer_.core_; }

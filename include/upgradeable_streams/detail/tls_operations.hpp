@@ -26,7 +26,7 @@ struct tls_read_operation
 {
     std::shared_ptr<Core> core;
     MutableBufferSequence buffers;
-    enum { starting, flushing, receiving, completing } step = starting;
+    enum { starting, flushing, waiting, receiving, completing } step = starting;
     asio::error_code result = {};
     std::size_t size = 0;
 
@@ -37,6 +37,7 @@ struct tls_read_operation
         switch (step)
         {
         case receiving: result = core->received(error, received); break;
+        case waiting: result = error; break;
         case flushing:
             result.clear();
             if (was_cancelled(self))
@@ -64,8 +65,8 @@ struct tls_read_operation
         }
         if (was_cancelled(self))
             return self.complete(asio::error::operation_aborted, 0);
-        step = receiving;
-        keep->async_receive(std::move(self));
+        step = keep->is_receiving() ? waiting : receiving;
+        step == waiting ? keep->async_wait_change(std::move(self)) : keep->async_receive(std::move(self));
     }
 };
 
@@ -95,7 +96,7 @@ struct tls_write_operation
             {
                 step = result ? waiting : flushing;
                 const auto keep = core;
-                return keep->async_flush(std::move(self));
+                return result ? keep->async_writable(std::move(self)) : keep->async_flush(std::move(self));
             }
             step = completing;
             return first ? core->resume_later(std::move(self)) : self.complete(result, result ? 0 : size);

@@ -7,6 +7,7 @@
 #include <upgradeable_streams/detail/read_buffer.hpp>
 #include <upgradeable_streams/detail/second_look.hpp>
 #include <upgradeable_streams/detail/send_queue.hpp>
+#include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/strand.hpp>
 #include <upgradeable_streams/detail/strand_executor.hpp>
 #include <upgradeable_streams/detail/time_limit.hpp>
@@ -69,7 +70,12 @@ public:
     {
         spend(size);
         buffer_.consume(size);
+        amid_dropped_line_ = amid_dropped_line_ && size == 0;
     }
+
+    /// Whether what is received next is the rest of a line that was too long: until some of it was taken otherwise.
+    bool is_amid_dropped_line() const { return amid_dropped_line_; }
+    void drop_line(bool is_amid) { amid_dropped_line_ = is_amid; }
 
     /// Adds what the stream holds to the buffer; false when that is nothing. Throws the first error of reading again
     /// each time.
@@ -148,9 +154,7 @@ protected:
     /// Whether the end that was received is that of a broken connection: a socket tells its error once, to a write too.
     bool is_cut_off() const
     {
-        return (lost_ == asio::error::connection_reset || lost_ == asio::error::timed_out ||
-                lost_ == asio::error::host_unreachable || lost_ == asio::error::network_unreachable) &&
-               !(is_tls() && (SSL_get_shutdown(ssl()) & SSL_RECEIVED_SHUTDOWN));
+        return tells_cut_off(lost_) && !(is_tls() && (SSL_get_shutdown(ssl()) & SSL_RECEIVED_SHUTDOWN));
     }
 
     /// Makes writing impossible.
@@ -201,6 +205,7 @@ private:
 
     std::size_t next_receive_ = read_buffer::small_size;
     second_look second_look_;
+    bool amid_dropped_line_ = false;
     std::error_code read_error_;
 
     std::size_t unsent_ = 0;  ///< What the stream has taken and not yet sent.

@@ -38,8 +38,8 @@ asio::awaitable<negotiated> ldap(const stream_reader& reader, const stream_write
 /// Whether a client's message, an LDAPMessage from its first byte to its last, is a StartTLS request.
 bool is_ldap_request(std::string_view message);
 
-/// Answers a StartTLS request with success and upgrades, or says why not: protocolError to a request with a value,
-/// unavailableCriticalExtension to one with a critical control (section 4.1.11), unavailable without a context,
+/// Answers a StartTLS request with success and upgrades, or says why not: protocolError to a request with a value or
+/// malformed controls, unavailableCriticalExtension to one with a critical control (section 4.1.11), unavailable without a context,
 /// operationsError in TLS. No other operation may be outstanding (section 4.14.1).
 asio::awaitable<std::pair<stream_reader, stream_writer>> answer_ldap(const stream_reader& reader,
                                                                      const stream_writer& writer,
@@ -97,18 +97,23 @@ struct ldap_message
         return ldap_message{*id, *found, *content};
     }
 
-    bool has_critical_control() const
+    /// Whether one of the controls is critical; nothing where they are malformed.
+    std::optional<bool> has_critical_control() const
     {
         std::string_view rest = behind;
-        std::string_view controls = take_ber(rest, ldap_controls).value_or("");
-        while (auto control = take_ber(controls, ldap_sequence))
+        if (!rest.starts_with(static_cast<char>(ldap_controls)))
+            return false;
+        auto controls = take_ber(rest, ldap_controls);
+        bool is_critical = false;
+        while (controls && !controls->empty())
         {
-            take_ber(*control, ldap_string);
+            auto control = take_ber(*controls, ldap_sequence);
+            if (!control || !take_ber(*control, ldap_string))
+                return std::nullopt;
             const auto criticality = take_ber(*control, ldap_boolean);
-            if (criticality && *criticality != std::string_view("\0", 1))
-                return true;
+            is_critical = is_critical || (criticality && *criticality != std::string_view("\0", 1));
         }
-        return false;
+        return controls ? std::optional(is_critical) : std::nullopt;
     }
 };
 
@@ -217,7 +222,10 @@ inline asio::awaitable<std::pair<stream_reader, stream_writer>> answer_ldap(cons
     take_ber(request.operation, ldap_request_name);
     if (!request.operation.empty())
         return refuse_starttls(reader, writer, answer(ldap_protocol_error, "StartTLS has no value"));
-    if (request.has_critical_control())
+    const auto is_critical = request.has_critical_control();
+    if (!is_critical)
+        return refuse_starttls(reader, writer, answer(ldap_protocol_error, "the controls are malformed"));
+    if (*is_critical)
         return refuse_starttls(reader, writer,
                                answer(ldap_unavailable_critical_extension, "StartTLS has no critical controls"));
     const std::string granted = answer(ldap_success, "");
