@@ -6,6 +6,7 @@
 #include <asio/ip/address.hpp>
 #include <openssl/evp.h>
 #include <openssl/ssl.h>
+#include <openssl/x509_vfy.h>
 #include <openssl/x509v3.h>
 
 #include <algorithm>
@@ -62,6 +63,7 @@ struct openssl_delete
     void operator()(SSL_SESSION* p) const noexcept { SSL_SESSION_free(p); }
     void operator()(X509_STORE_CTX* p) const noexcept { X509_STORE_CTX_free(p); }
     void operator()(GENERAL_NAMES* p) const noexcept { GENERAL_NAMES_free(p); }
+    void operator()(STACK_OF(X509_OBJECT)* p) const noexcept { sk_X509_OBJECT_pop_free(p, X509_OBJECT_free); }
     void operator()(ASN1_TIME* p) const noexcept { ASN1_TIME_free(p); }
     void operator()(BIO* p) const noexcept { BIO_free(p); }
     void operator()(unsigned char* p) const noexcept { OPENSSL_free(p); }

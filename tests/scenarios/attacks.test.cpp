@@ -603,7 +603,7 @@ TEST_CASE("attacks: a ClientHello that drips is dropped at the handshake's deadl
                 std::size_t served = 0;
                 std::size_t left = 0;
                 test::tls_settings settings = test::localhost_client();
-                settings.padding = 65'000;
+                settings.padding = 60'000;
                 settings.send_flight = [&](std::string_view flight, const auto& send)
                 {
                     send("STARTTLS\n");

@@ -247,10 +247,10 @@ TEST_CASE("fairness: while 60,000 requests that came together are answered, the 
 TEST_CASE("fairness: while a peer sends KeyUpdates with a byte between here and there, the others have their turn")
 {
     const bool into_memory = GENERATE(false, true);
-    CAPTURE(into_memory);
-    constexpr std::size_t bytes = 30;
-    constexpr std::size_t updates_between = 350;
-    constexpr std::size_t most = 128 * 1024 / (27 * updates_between); // in a turn
+    const std::size_t updates_between = GENERATE(std::size_t(350), std::size_t(20));
+    CAPTURE(into_memory, updates_between);
+    const std::size_t bytes = 10'500 / updates_between;
+    const std::size_t most = 128 * 1024 / (27 * updates_between); // in a turn
     std::size_t read = 0;
     std::size_t turns = 0;
     std::size_t most_at_once = 0;
@@ -279,7 +279,7 @@ TEST_CASE("fairness: while a peer sends KeyUpdates with a byte between here and 
                     }
                 };
                 const auto counting = test::spawn(executor, count);
-                std::string memory(100, '\0');
+                std::string memory(1000, '\0');
                 while (read < bytes)
                 {
                     std::size_t size = 0;

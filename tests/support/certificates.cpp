@@ -26,8 +26,10 @@ void set_serial_number(X509* certificate)
 void set_common_name(X509* certificate, const std::string& name)
 {
     const auto* bytes = reinterpret_cast<const unsigned char*>(name.data());
-    openssl_check(X509_NAME_add_entry_by_NID(X509_get_subject_name(certificate), NID_commonName, MBSTRING_UTF8, bytes,
-                                             static_cast<int>(name.size()), -1, 0),
+    const openssl_ptr<X509_NAME, X509_NAME_free> subject(X509_NAME_new());
+    openssl_check(X509_NAME_add_entry_by_NID(subject.get(), NID_commonName, MBSTRING_UTF8, bytes,
+                                             static_cast<int>(name.size()), -1, 0) &&
+                      X509_set_subject_name(certificate, subject.get()),
                   "common name");
 }
 

@@ -3,6 +3,8 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_CREDENTIALS_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_CREDENTIALS_HPP
 
+#include <upgradeable_streams/certificate.hpp>
+
 #include <asio/buffer.hpp>
 #include <asio/error_code.hpp>
 #include <asio/ssl/context.hpp>
@@ -13,6 +15,7 @@
 #include <openssl/x509_vfy.h>
 
 #include <cstddef>
+#include <new>
 #include <filesystem>
 #include <stdexcept>
 #include <string>
@@ -159,7 +162,15 @@ inline void trust(asio::ssl::context& context, const pem_source& authorities)
 /// Tells clients whose certificates are accepted.
 inline void name_trusted(SSL_CTX* context)
 {
-    const STACK_OF(X509_OBJECT)* const trusted = X509_STORE_get0_objects(SSL_CTX_get_cert_store(context));
+    X509_STORE* const store = SSL_CTX_get_cert_store(context);
+#if OPENSSL_VERSION_NUMBER >= 0x30300000L
+    const openssl_ptr<STACK_OF(X509_OBJECT)> owned(X509_STORE_get1_objects(store));
+    if (!owned)
+        throw std::bad_alloc();
+    const STACK_OF(X509_OBJECT)* const trusted = owned.get();
+#else
+    const STACK_OF(X509_OBJECT)* const trusted = X509_STORE_get0_objects(store);
+#endif
     for (int i = 0; i < sk_X509_OBJECT_num(trusted); ++i)
         if (X509* const authority = X509_OBJECT_get0_X509(sk_X509_OBJECT_value(trusted, i));
             authority && !SSL_CTX_add_client_CA(context, authority))

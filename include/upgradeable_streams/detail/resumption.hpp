@@ -199,7 +199,8 @@ inline SSL_TICKET_RETURN judge_ticket(SSL* ssl, SSL_SESSION* session, const unsi
     X509* const peer = SSL_SESSION_get0_peer(session);
     const long before = SSL_get_verify_result(ssl);
     const bool is_refused =
-        peer ? X509_cmp_current_time(X509_get0_notAfter(peer)) <= 0 || !is_trusted(ssl, peer, nullptr)
+        peer ? ASN1_TIME_cmp_time_t(X509_get0_notAfter(peer), std::time(nullptr)) <= 0 ||
+                   !is_trusted(ssl, peer, nullptr)
              : (SSL_get_verify_mode(ssl) & SSL_VERIFY_FAIL_IF_NO_PEER_CERT) != 0;
     SSL_set_verify_result(ssl, before);
     return is_refused                           ? SSL_TICKET_RETURN_IGNORE_RENEW

@@ -92,10 +92,10 @@ public:
     }
 
     /// To be called when others have had their turn.
-    void begin_turn() { budget_ = large_read; }
+    void begin_turn() { budget_ = whole_turn; }
 
     /// Whether a read has ended for others to have theirs: the peer sends much that is no data, as KeyUpdates.
-    bool is_spent() const { return budget_ == 0; }
+    bool is_spent() const { return budget_ <= 0; }
 
     /// Whether the descriptor may hold bytes. While it may, what is fed can be less than what has come.
     void may_hold(bool on) { may_hold_ = on; }
@@ -178,7 +178,7 @@ public:
                                        &step);
                 });
             size += step;
-            budget_ = std::min(budget_ + step, large_read);
+            budget_ = std::min(budget_ + static_cast<std::ptrdiff_t>(step), whole_turn);
             brings_data_ = step > 0;
         }
         if (error != asio::error::would_block)
@@ -220,6 +220,9 @@ public:
 private:
     /// While bytes come faster than they are read, OpenSSL's buffer takes in so much at once.
     static constexpr std::size_t large_read = 64 * 1024;
+
+    /// How much more than data is received before others have their turn, but for the last receive.
+    static constexpr std::ptrdiff_t whole_turn = large_read;
 
     /// Before the handshake is done nothing is received beyond what is fed, lest plain text behind it goes unnoticed.
     bool may_receive() const { return is_open_ && may_hold_ && descriptor_ != invalid_descriptor; }
@@ -317,12 +320,12 @@ private:
                 std::string().swap(rest_);
             return static_cast<int>(size);
         }
-        if (input_error_ || !may_receive() || budget_ == 0)
+        if (input_error_ || !may_receive() || is_spent())
             return 0;
         const std::size_t size = receive_at_once(descriptor_, data, capacity, input_error_);
         if (input_error_ == asio::error::would_block)
             input_error_.clear();
-        budget_ -= std::min(budget_, size);
+        budget_ -= static_cast<std::ptrdiff_t>(size);
         may_hold_ = size == capacity;
         if (may_hold_ && brings_data_)
             choose_buffer(large_read);
@@ -426,7 +429,7 @@ private:
     int descriptor_ = invalid_descriptor;
     bool may_hold_ = true;
     bool brings_data_ = false; ///< The last read did, not only records that OpenSSL keeps to itself.
-    std::size_t budget_ = large_read; ///< How much more than data may be received before others have their turn.
+    std::ptrdiff_t budget_ = whole_turn; ///< A debt is paid off by data, lest a byte here and there be enough to go on.
     bool is_open_ = false;
     bool has_ended_ = false; ///< The close_notify was sent.
     std::string_view input_;
