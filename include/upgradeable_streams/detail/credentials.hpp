@@ -15,8 +15,8 @@
 #include <openssl/x509_vfy.h>
 
 #include <cstddef>
-#include <new>
 #include <filesystem>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <string_view>
