@@ -371,6 +371,71 @@ TEST_CASE("write: what a socket did not take arrives, where the write used up it
         });
 }
 
+TEST_CASE("close, abort: they end in time while a session ticket has come in part")
+{
+    const bool is_aborted = GENERATE(false, true);
+    CAPTURE(is_aborted);
+    us::connection_options options = options_of(true);
+    options.ssl_shutdown_timeout = 50ms;
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            raw_link link = co_await link_over_socket(options);
+            const std::string ticket = link.peer.tls_unsent([&] { link.peer.session_ticket(); });
+            SSL* const ssl = link.writer.get_extra_info<"ssl_object">();
+            const auto reading = test::spawn(executor, [&] { return link.reader.readline(); });
+            link.peer.send_all(std::string_view(ticket).substr(0, 700));
+            co_await test::eventually([&] { return SSL_in_init(ssl) != 0; });
+            link.writer.close();
+            co_await test::turns(20);
+            if (is_aborted)
+            {
+                link.writer.abort();
+                co_await link.writer.wait_closed();
+            }
+            else
+            {
+                const std::error_code closed = co_await error_of(link.writer.wait_closed());
+                CHECK(closed == us::errc::shutdown_timeout);
+            }
+            const std::error_code read = co_await error_of(reading.join());
+            CHECK(read == us::errc::connection_closed);
+        }); // and no work is left
+}
+
+TEST_CASE("write_eof: what comes with the rest of a session ticket that it waits for is read")
+{
+    const auto size = GENERATE(std::size_t(10), std::size_t(300), std::size_t(2000));
+    CAPTURE(size);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_over_socket(options_of(true));
+            std::string sent = link.peer.tls_unsent([&] { link.peer.tls_write("first\n"); });
+            const std::string line = std::string(size, 'x') + "\n";
+            sent += link.peer.tls_unsent(
+                [&]
+                {
+                    link.peer.session_ticket();
+                    link.peer.tls_write(line);
+                });
+            const std::size_t part = test::tls_records(sent).records.at(3).offset; // the line, and two of the ticket
+            link.peer.send_all(std::string_view(sent).substr(0, part));
+            co_await test::turns(20);
+            const std::string first = co_await link.reader.readline();
+            CHECK(first == "first\n");
+            SSL* const ssl = link.writer.get_extra_info<"ssl_object">();
+            CHECK(SSL_in_init(ssl) != 0);
+            link.writer.write_eof();
+            co_await test::turns(20);
+            link.peer.send_all(std::string_view(sent).substr(part));
+            co_await test::eventually([&] { return SSL_in_init(ssl) == 0; });
+            const std::string second = co_await link.reader.readline();
+            CHECK(second == line);
+        });
+}
+
 TEST_CASE("writelines: pieces of any range, as if joined")
 {
     test::run(

@@ -105,9 +105,12 @@ private:
         if (auto* plain = stream_.state_->plain())
             return plain->async_read_some(room(is_socket<Socket>), std::move(handler));
         auto& core = stream_.state_->tls()->core();
-        is_receiving_ = !core.has_too_many_replies() && !core.is_receiving();
+        const bool is_free = !core.has_too_many_replies() && !core.is_receiving();
+        is_receiving_ = is_free && !core.has_news();
         if (is_receiving_)
             return core.async_receive(std::move(handler));
+        if (is_free)
+            return async_yield(std::move(handler)); // and look first
         auto on_strand = asio::bind_executor(get_executor(), std::move(handler));
         core.is_receiving() ? core.async_wait_change(std::move(on_strand)) : core.async_flush(std::move(on_strand));
     }
@@ -177,11 +180,7 @@ private:
     {
         auto done = asio::bind_executor(
             get_executor(), [self = std::static_pointer_cast<stream_connection>(shared_from_this())](
-                                const asio::error_code& error, std::size_t size)
-            {
-                self->is_dry_ = self->is_dry_ && !self->is_tls(); // it may have received
-                self->written(error, size);
-            });
+                                const asio::error_code& error, std::size_t size) { self->written(error, size); });
         if (auto* plain = stream_.state_->plain())
             plain->async_write_some(data, std::move(done));
         else

@@ -76,6 +76,7 @@ public:
         if (has_too_many_replies())
             send_replies(executor);
         const bool is_full = has_too_many_replies();
+        has_news_ = is_full;
         error = failure_            ? failure_
                 : !engine.is_open() ? asio::error::not_connected
                 : is_full           ? asio::error::would_block
@@ -131,8 +132,10 @@ public:
     /// Whether to wait with async_writable before TLS can be ended.
     bool needs_input()
     {
+        has_news_ = true; // what it receives may be more than the rest of a message
         engine.use(descriptor_of(next_));
-        needs_input_ = !write_error_ && engine.finish_message() == asio::error::would_block;
+        needs_input_ = !write_error_ && next_.lowest_layer().is_open() &&
+                       engine.finish_message() == asio::error::would_block;
         return needs_input_;
     }
 
@@ -181,6 +184,7 @@ public:
     {
         const asio::mutable_buffer landing = prepare();
         receiving_ = true;
+        engine.may_hold(false); // to others: what comes next is this operation's
         next_.async_read_some(landing, std::forward<Handler>(handler));
     }
 
@@ -188,6 +192,10 @@ public:
 
     /// Whether an operation receives; another is then not to, but to wait for it.
     bool is_receiving() const { return receiving_; }
+
+    /// Whether there may be something to read that the last read did not see. It is read before async_receive, which
+    /// would receive into its place.
+    bool has_news() const { return has_news_; }
 
     /// Waits until another has received or sent something; as async_flush.
     template <typename Handler>
@@ -211,6 +219,7 @@ public:
     {
         const asio::error_code error = as_aborted(given);
         receiving_ = false;
+        has_news_ = true;
         if (needs_input_)
             changed_.cancel();
         engine.begin_turn();
@@ -447,6 +456,7 @@ private:
     std::size_t written_ = 0; ///< What was encrypted of a write that is to be made again.
     bool sending_ = false;
     bool receiving_ = false;
+    bool has_news_ = false; ///< Since the last read.
     bool needs_input_ = false; ///< Before what was to be written last can be.
     asio::error_code write_error_; ///< Why nothing more is sent.
     asio::error_code failure_;
