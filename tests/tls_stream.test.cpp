@@ -856,6 +856,36 @@ TEST_CASE("tls_stream: a write that receives a session ticket's rest and a read 
     }
 }
 
+TEMPLATE_TEST_CASE("tls_stream: a shutdown and a read that are pending at once end with the peer's close_notify", "",
+                   socket_layer, chunked_layer)
+{
+    const bool reads_first = GENERATE(true, false);
+    CAPTURE(reads_first);
+    test::run(
+        [=]() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
+            TestType layer(typename TestType::next_layer_type(std::move(socket)), context_of(tls_role::client));
+            co_await layer.async_handshake(TestType::client, use_awaitable);
+            co_await test::joined(std::move(shaking));
+            char byte = 0;
+            outcome read, ended;
+            if (reads_first)
+                layer.async_read_some(asio::buffer(&byte, 1), into(read));
+            co_await test::turns(5);
+            layer.async_shutdown(into(ended));
+            co_await test::turns(5);
+            if (!reads_first)
+                layer.async_read_some(asio::buffer(&byte, 1), into(read));
+            co_await test::joined(test::run_in_thread([&p = raw] { p.tls_shutdown(); }));
+            co_await finished(read);
+            co_await finished(ended);
+            CHECK(read.error == asio::error::eof);
+            CHECK(!ended.error);
+        });
+}
+
 TEST_CASE("tls_stream: a shutdown while a session ticket has come in part awaits its rest")
 {
     test::run(

@@ -119,7 +119,8 @@ public:
         const std::size_t size = engine.write(buffers, error);
         release_room();
         needs_input_ = error == asio::error::would_block;
-        if (!needs_input_ && error.category() != asio::error::get_ssl_category()) // which a write after a shutdown is
+        const bool is_of_ssl = error.category() == asio::error::get_ssl_category(); // as a write after a shutdown
+        if (!needs_input_ && !is_of_ssl)
             write_error_ = error;
         return size;
     }
@@ -220,7 +221,7 @@ public:
         const asio::error_code error = as_aborted(given);
         receiving_ = false;
         has_news_ = true;
-        if (needs_input_)
+        if (std::exchange(is_awaited_, false))
             changed_.cancel();
         engine.begin_turn();
         if (error == asio::error::operation_aborted || is_transient(error))
@@ -355,6 +356,7 @@ private:
             if (!std::exchange(started, true))
             {
                 receiving = receiving && !keep->receiving_;
+                keep->is_awaited_ = keep->is_awaited_ || !receiving;
                 return receiving ? keep->async_receive(std::move(self)) : keep->changed_.async_wait(std::move(self));
             }
             const asio::error_code outcome = receiving ? keep->received(error, size) : asio::error_code();
@@ -456,7 +458,8 @@ private:
     std::size_t written_ = 0; ///< What was encrypted of a write that is to be made again.
     bool sending_ = false;
     bool receiving_ = false;
-    bool has_news_ = false; ///< Since the last read.
+    bool is_awaited_ = false; ///< What is received, by one that does not receive itself.
+    bool has_news_ = false;   ///< Since the last read.
     bool needs_input_ = false; ///< Before what was to be written last can be.
     asio::error_code write_error_; ///< Why nothing more is sent.
     asio::error_code failure_;

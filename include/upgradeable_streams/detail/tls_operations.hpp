@@ -123,7 +123,7 @@ struct tls_exchange_operation
 {
     std::shared_ptr<Core> core;
     Action action;
-    enum { starting, acting, flushing, receiving, completing } step = starting;
+    enum { starting, acting, flushing, waiting, receiving, completing } step = starting;
     asio::error_code result = {};
     bool suspended = false;
 
@@ -162,11 +162,19 @@ struct tls_exchange_operation
                     result = asio::error::operation_aborted;
                 if (result != asio::error::would_block)
                     return finish(self);
-                step = acting;
+                step = core->is_receiving() ? waiting : acting;
+                if (step == waiting)
+                    return keep->async_wait_change(std::move(self));
                 if (++rounds < most_at_once && core->receive())
                     break;
                 step = receiving;
                 return keep->async_receive(std::move(self));
+            case waiting:
+                step = acting;
+                result = std::exchange(error, {});
+                if (!result)
+                    break;
+                return finish(self);
             case receiving:
                 step = acting;
                 result = core->received(std::exchange(error, {}), size);
