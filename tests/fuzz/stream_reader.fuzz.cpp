@@ -80,7 +80,6 @@ public:
 
     outcome run(const operation& o)
     {
-        amid_dropped_line_ = amid_dropped_line_ && o.what == operation::readline;
         switch (o.what)
         {
         case operation::read: return read(o);
@@ -115,8 +114,11 @@ private:
     {
         outcome made{outcome::data, buffer_.substr(0, size)};
         buffer_.erase(0, size);
+        amid_dropped_line_ = amid_dropped_line_ && made.text.empty();
         return made;
     }
+
+    outcome incomplete(std::size_t wanted = 0) { return {outcome::incomplete, take(buffer_.size()).text, wanted}; }
 
     outcome read(const operation& o)
     {
@@ -140,7 +142,7 @@ private:
                 return {outcome::cancelled};
         if (buffer_.size() >= o.size)
             return take(o.size);
-        return {outcome::incomplete, std::exchange(buffer_, {}), o.size};
+        return incomplete(o.size);
     }
 
     /// Where the first match ends, and the separator that it is of, the first in order when several end there.
@@ -161,7 +163,7 @@ private:
         for (;;)
         {
             const auto match = first_match(ends);
-            if (amid_dropped_line_ && !buffer_.empty())
+            if (line && amid_dropped_line_ && !buffer_.empty())
             {
                 buffer_.erase(0, match ? match->first : buffer_.size());
                 amid_dropped_line_ = !match;
@@ -181,13 +183,13 @@ private:
                 const std::size_t consumed = buffer_.size() + 1 - longest;
                 if (line)
                     buffer_.clear();
-                amid_dropped_line_ = line;
+                amid_dropped_line_ = amid_dropped_line_ || line;
                 return {outcome::overrun, {}, consumed};
             }
             if (ended_ && line)
                 return take(buffer_.size());
             if (ended_)
-                return {outcome::incomplete, std::exchange(buffer_, {})};
+                return incomplete();
             if (!receive(o))
                 return {outcome::cancelled};
         }
