@@ -76,7 +76,6 @@ public:
         if (has_too_many_replies())
             send_replies(executor);
         const bool is_full = has_too_many_replies();
-        has_news_ = is_full;
         error = failure_            ? failure_
                 : !engine.is_open() ? asio::error::not_connected
                 : is_full           ? asio::error::would_block
@@ -85,6 +84,7 @@ public:
         engine.use(descriptor_of(next_));
         for (auto b = asio::buffer_sequence_begin(buffers); b != asio::buffer_sequence_end(buffers) && !error; ++b)
             size += engine.read(*b, error);
+        has_news_ = is_full || engine.is_spent();
         if (size > 0)
             error.clear();
         else if (error == asio::ssl::error::stream_truncated && tells_cut_off(write_error_))
