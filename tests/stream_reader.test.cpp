@@ -1270,6 +1270,33 @@ TEST_CASE("reader: what came before a reset is read, then the reset, though a re
         });
 }
 
+TEST_CASE("reader: no record is lost behind one that may be a close_notify, with which KeyUpdates end the turn")
+{
+    for (int updates = 2360; updates <= 2480; updates += 20) // of 27 bytes: somewhere here are 64 KiB
+        test::run(
+            [updates]() -> awaitable<void>
+            {
+                raw_link link = co_await link_over_socket(options_of(true));
+                const std::string sent = link.peer.tls_unsent(
+                    [&]
+                    {
+                        for (int i = 0; i < updates; ++i)
+                            link.peer.key_update(false);
+                        for (const std::string_view record : {"ab", "cd", "efgh"})
+                            link.peer.tls_write(record);
+                    });
+                auto sending = test::run_in_thread([&] { link.peer.send_all(sent); });
+                co_await test::joined(std::move(sending));
+                CAPTURE(updates);
+                std::string received(8, '\0');
+                std::size_t size = co_await link.reader.readinto(std::span(received).first(2));
+                link.peer.tls_write("ij");
+                while (size < received.size())
+                    size += co_await link.reader.readinto(std::span(received).subspan(size, 2));
+                CHECK(received == "abcdefgh");
+            });
+}
+
 TEST_CASE("reader: a peer that talks while it is streamed to is heard, with an operation_timeout too")
 {
     const bool tls = GENERATE(false, true);

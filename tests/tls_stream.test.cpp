@@ -856,6 +856,64 @@ TEST_CASE("tls_stream: a write that receives a session ticket's rest and a read 
     }
 }
 
+TEMPLATE_TEST_CASE("tls_stream: a write and a read that wait for a session ticket's rest end as aborted with their socket", "",
+                   socket_layer, chunked_layer)
+{
+    const bool reads_first = GENERATE(true, false);
+    CAPTURE(reads_first);
+    test::run(
+        [=]() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
+            TestType layer(typename TestType::next_layer_type(std::move(socket)), context_of(tls_role::client));
+            co_await layer.async_handshake(TestType::client, use_awaitable);
+            co_await test::joined(std::move(shaking));
+            const std::string ticket = raw.tls_unsent([&p = raw] { p.session_ticket(); });
+            raw.send_all(std::string_view(ticket).substr(0, 700));
+            std::array<char, 16> bytes;
+            outcome read, written;
+            asio::cancellation_signal signal;
+            layer.async_read_some(asio::buffer(bytes), asio::bind_cancellation_slot(signal.slot(), into(read)));
+            co_await test::eventually([&] { return SSL_in_init(layer.native_handle()) != 0; });
+            if (!reads_first)
+            {
+                signal.emit(asio::cancellation_type::terminal);
+                co_await finished(read);
+                read = {};
+            }
+            layer.async_write_some(asio::buffer("w", 1), into(written));
+            if (!reads_first)
+                layer.async_read_some(asio::buffer(bytes), into(read));
+            co_await test::turns(5);
+            layer.lowest_layer().close();
+            co_await finished(read);
+            co_await finished(written);
+            CHECK(read.error == asio::error::operation_aborted);
+            CHECK(written.error == asio::error::operation_aborted);
+        });
+}
+
+TEST_CASE("tls_stream: after a fatal error in one direction the other tells it too")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
+            socket_layer layer(std::move(socket), context_of(tls_role::client));
+            co_await layer.async_handshake(socket_layer::client, use_awaitable);
+            co_await test::joined(std::move(shaking));
+            raw.send_all(std::string_view("\x17\x03\x03\x00\x12 no record of TLS ", 23));
+            std::array<char, 16> bytes;
+            asio::error_code read, written;
+            co_await layer.async_read_some(asio::buffer(bytes), asio::redirect_error(use_awaitable, read));
+            co_await layer.async_write_some(asio::buffer("w", 1), asio::redirect_error(use_awaitable, written));
+            CHECK(read.category() == asio::error::get_ssl_category());
+            CHECK(written == read);
+        });
+}
+
 TEMPLATE_TEST_CASE("tls_stream: a shutdown and a read that are pending at once end with the peer's close_notify", "",
                    socket_layer, chunked_layer)
 {

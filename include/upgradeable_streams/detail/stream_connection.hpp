@@ -88,8 +88,8 @@ private:
         if (!state->plain())
         {
             size = state->read_now(buffer, error, get_executor());
-            const auto& engine = state->tls()->core().engine;
-            is_dry_ = !error && (engine.is_spent() || !engine.has_input());
+            const auto& core = state->tls()->core();
+            is_dry_ = !error && (core.engine.is_spent() || !core.has_news());
             return size;
         }
         error = asio::error::would_block;

@@ -63,6 +63,13 @@ public:
             failure_ = reason;
     }
 
+    /// Of a write, a handshake or a shutdown that was cancelled, or ended because the socket was closed.
+    void fail_half_way()
+    {
+        fail(next_.lowest_layer().is_open() ? make_error_code(errc::stream_unusable)
+                                            : asio::error_code(asio::error::operation_aborted));
+    }
+
     const asio::error_code& failure() const { return failure_; }
 
     /// Ends what is pending at its next step.
@@ -84,7 +91,7 @@ public:
         engine.use(descriptor_of(next_));
         for (auto b = asio::buffer_sequence_begin(buffers); b != asio::buffer_sequence_end(buffers) && !error; ++b)
             size += engine.read(*b, error);
-        has_news_ = is_full || engine.is_spent();
+        has_news_ = is_full || (error != asio::error::would_block && engine.has_input());
         if (size > 0)
             error.clear();
         else if (error == asio::ssl::error::stream_truncated && tells_cut_off(write_error_))
@@ -427,7 +434,7 @@ private:
             in_flight_sent_ = 0;
         }
         if (error == asio::error::operation_aborted)
-            fail(errc::stream_unusable);
+            fail_half_way();
         if (error && !write_error_)
             write_error_ = error;
         changed_.cancel();
@@ -459,7 +466,7 @@ private:
     bool sending_ = false;
     bool receiving_ = false;
     bool is_awaited_ = false; ///< What is received, by one that does not receive itself.
-    bool has_news_ = false;   ///< Since the last read.
+    bool has_news_ = false;   ///< Left by the last read, or come since.
     bool needs_input_ = false; ///< Before what was to be written last can be.
     asio::error_code write_error_; ///< Why nothing more is sent.
     asio::error_code failure_;

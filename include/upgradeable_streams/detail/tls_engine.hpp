@@ -251,11 +251,16 @@ private:
         if (output_error_)
             return output_error_;
         if (kind == SSL_ERROR_SSL)
-            return {static_cast<int>(ERR_get_error()), asio::error::get_ssl_category()};
+        {
+            const asio::error_code told(static_cast<int>(ERR_get_error()), asio::error::get_ssl_category());
+            if (!ssl_error_)
+                ssl_error_ = told;
+            return told;
+        }
         if (kind == SSL_ERROR_ZERO_RETURN)
             return asio::error::eof;
         if (kind != SSL_ERROR_WANT_READ)
-            return asio::ssl::error::unexpected_result;
+            return ssl_error_ ? ssl_error_ : asio::error_code(asio::ssl::error::unexpected_result);
         return input_error_ == asio::error::eof ? asio::error_code(asio::ssl::error::stream_truncated)
                : input_error_                   ? input_error_
                                                 : asio::error_code(asio::error::would_block);
@@ -438,6 +443,7 @@ private:
     asio::error_code input_error_;
     asio::error_code output_error_;
     asio::error_code read_error_;
+    asio::error_code ssl_error_; ///< The first. When it was fatal, OpenSSL gives no reason any more.
     record_buffer* records_ = nullptr; ///< While a batch is encrypted.
     std::string unsent_;
     std::size_t sent_ = 0; ///< So much of unsent_ was sent.

@@ -6,7 +6,6 @@
 #include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/tls_core.hpp>
 #include <upgradeable_streams/detail/tls_engine.hpp>
-#include <upgradeable_streams/error.hpp>
 
 #include <asio/buffer.hpp>
 #include <asio/error.hpp>
@@ -112,7 +111,7 @@ struct tls_write_operation
     void finish(Self& self, const asio::error_code& error)
     {
         if (error == asio::error::operation_aborted)
-            core->fail(errc::stream_unusable);
+            core->fail_half_way();
         self.complete(error, error ? 0 : size);
     }
 };
@@ -189,7 +188,7 @@ struct tls_exchange_operation
     void finish(Self& self)
     {
         if (result == asio::error::operation_aborted)
-            core->fail(errc::stream_unusable);
+            core->fail_half_way();
         else if (result && !is_transient(result) && !core->engine.is_open())
             core->fail(result);
         step = completing;
