@@ -329,12 +329,7 @@ void raw_peer::key_update(bool request_peer)
 
 void raw_peer::session_ticket()
 {
-    const auto enlarge = [](SSL* ssl, void*)
-    {
-        const std::string data(2000, 't');
-        return SSL_SESSION_set1_ticket_appdata(SSL_get_session(ssl), data.data(), data.size());
-    };
-    SSL_CTX_set_session_ticket_cb(SSL_get_SSL_CTX(ssl_.get()), enlarge, nullptr, nullptr);
+    enlarge_session_tickets(SSL_get_SSL_CTX(ssl_.get()));
     SSL_set_max_send_fragment(ssl_.get(), 512);
     tls_check(SSL_new_session_ticket(ssl_.get()), "SSL_new_session_ticket");
     tls_check(SSL_do_handshake(ssl_.get()), "session_ticket");

@@ -71,4 +71,14 @@ context_ptr make_context(const tls_settings& settings, bool is_server)
     return context;
 }
 
+void enlarge_session_tickets(SSL_CTX* context)
+{
+    const auto enlarge = [](SSL* ssl, void*)
+    {
+        const std::string data(2000, 't');
+        return SSL_SESSION_set1_ticket_appdata(SSL_get_session(ssl), data.data(), data.size());
+    };
+    SSL_CTX_set_session_ticket_cb(context, enlarge, nullptr, nullptr);
+}
+
 } // namespace test

@@ -43,6 +43,9 @@ using context_ptr = openssl_ptr<SSL_CTX, SSL_CTX_free>;
 /// An OpenSSL context of its own, with security level 0 so that old protocol versions can be tried.
 context_ptr make_context(const tls_settings& settings, bool is_server);
 
+/// The session tickets of a server then have more than 2,000 bytes.
+void enlarge_session_tickets(SSL_CTX* context);
+
 } // namespace test
 
 #endif
