@@ -1,4 +1,5 @@
 #include <upgradeable_streams/detail/strand.hpp>
+#include <upgradeable_streams/detail/strand_executor.hpp>
 
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
@@ -30,7 +31,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <concepts>
 #include <cstddef>
 #include <future>
 #include <memory>
@@ -49,17 +49,14 @@ namespace
 constexpr int thread_count = 4;
 constexpr int rounds = test::under_sanitizer ? 5'000 : 50'000;
 
-using strand_executor = us::detail::strand_executor<asio::any_io_executor>;
-static_assert(std::convertible_to<strand_executor, asio::any_io_executor>);
-
 std::shared_ptr<strand> make_strand(asio::io_context& io)
 {
     return std::make_shared<strand>(io.get_executor());
 }
 
-asio::any_io_executor executor_of(asio::io_context& io, std::shared_ptr<strand> s)
+asio::any_io_executor executor_of(asio::io_context& io, const std::shared_ptr<strand>& s)
 {
-    return strand_executor(io.get_executor(), std::move(s));
+    return us::detail::executor_of_strand(io.get_executor(), s);
 }
 
 /// Runs until there is no more work, on several threads.
@@ -415,14 +412,37 @@ TEST_CASE("strand: a server's connections go with the io_context")
 TEST_CASE("strand: its executors are equal where the strand is the same")
 {
     asio::io_context io;
-    const auto s = make_strand(io);
-    const auto executor = executor_of(io, s);
-    CHECK(executor == executor_of(io, s));
-    CHECK(executor != executor_of(io, make_strand(io)));
-    CHECK(executor != asio::any_io_executor(io.get_executor()));
+    const bool is_over_io_context = GENERATE(true, false);
+    CAPTURE(is_over_io_context);
+    const asio::any_io_executor inner =
+        is_over_io_context ? asio::any_io_executor(io.get_executor()) : asio::make_strand(io);
+    const auto s = std::make_shared<strand>(inner);
+    const auto other = std::make_shared<strand>(inner);
+    const auto executor = us::detail::executor_of_strand(inner, s);
+    CHECK(executor == us::detail::executor_of_strand(inner, s));
+    CHECK(executor != us::detail::executor_of_strand(inner, other));
+    CHECK(executor != inner);
+    CHECK(&asio::query(executor, asio::execution::context) == &io);
+    if (is_over_io_context) // whose own executors are unequal as well once they tell of work
+        return;
     CHECK(executor == asio::prefer(executor, asio::execution::outstanding_work.tracked));
     CHECK(executor == asio::require(executor, asio::execution::blocking.never));
-    CHECK(&asio::query(executor, asio::execution::context) == &io);
+}
+
+TEST_CASE("strand: over an io_context its executor is made, copied and given properties without an allocation")
+{
+    asio::io_context io;
+    const auto s = make_strand(io);
+    const asio::any_io_executor inner = io.get_executor();
+    bool allocated = false;
+    {
+        const test::allocation_failure failure(1);
+        const asio::any_io_executor executor = us::detail::executor_of_strand(inner, s);
+        const asio::any_io_executor copy = executor;
+        const asio::any_io_executor work = asio::prefer(copy, asio::execution::outstanding_work.tracked);
+        allocated = failure.happened();
+    }
+    CHECK(!allocated);
 }
 
 TEST_CASE("strand: an io_context has work while a function waits, or an executor says so")

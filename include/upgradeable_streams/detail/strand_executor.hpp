@@ -1,16 +1,19 @@
 /// @file
-/// The executor of a connection's strand.
+/// The executor of a connection.
 #ifndef UPGRADEABLE_STREAMS_DETAIL_STRAND_EXECUTOR_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_STRAND_EXECUTOR_HPP
 
 #include <upgradeable_streams/detail/strand.hpp>
 
+#include <asio/any_io_executor.hpp>
 #include <asio/execution/blocking.hpp>
+#include <asio/io_context.hpp>
 #include <asio/prefer.hpp>
 #include <asio/query.hpp>
 #include <asio/require.hpp>
 
 #include <memory>
+#include <typeinfo>
 #include <utility>
 
 namespace upgradeable_streams::detail
@@ -70,6 +73,24 @@ private:
     Inner inner_;
     std::shared_ptr<strand> strand_;
 };
+
+/// Calls the function with the executor, and where that is an io_context's own with what it is, which costs less to call
+/// and to copy.
+template <typename Function>
+decltype(auto) with_executor(const asio::any_io_executor& executor, Function&& function)
+{
+    using io_executor = asio::io_context::executor_type;
+    if (executor.target_type() == typeid(io_executor)) // which target() of Asio 1.22 does not look at
+        return std::forward<Function>(function)(*executor.target<io_executor>());
+    return std::forward<Function>(function)(executor);
+}
+
+/// The executor of a connection's strand, or without one the inner executor.
+inline asio::any_io_executor executor_of_strand(const asio::any_io_executor& inner, const std::shared_ptr<strand>& s)
+{
+    return !s ? inner
+              : with_executor(inner, [&s](const auto& e) { return asio::any_io_executor(strand_executor(e, s)); });
+}
 
 } // namespace upgradeable_streams::detail
 

@@ -7,6 +7,7 @@
 #include <upgradeable_streams/detail/connection_settings.hpp>
 #include <upgradeable_streams/detail/read_buffer.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
+#include <upgradeable_streams/detail/strand_executor.hpp>
 #include <upgradeable_streams/detail/tls_blocking.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 #include <upgradeable_streams/tls.hpp>
@@ -19,7 +20,6 @@
 #include <asio/buffer.hpp>
 #include <asio/cancellation_type.hpp>
 #include <asio/error.hpp>
-#include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/post.hpp>
 #include <asio/redirect_error.hpp>
@@ -31,7 +31,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <typeinfo>
 #include <utility>
 
 namespace upgradeable_streams::detail
@@ -129,12 +128,7 @@ private:
             const auto keep = shared_from_this();
             enter([h = std::move(h), asked]() mutable { h(asked ? asked->outcome : cancellation().outcome, 0); });
         };
-        const asio::any_io_executor executor = stream_.get_executor();
-        using io_executor = asio::io_context::executor_type;
-        if (executor.target_type() == typeid(io_executor)) // which target() of Asio 1.22 does not look at
-            asio::post(*executor.target<io_executor>(), std::move(yielded)); // spares a tenth of a round trip
-        else
-            asio::post(executor, std::move(yielded));
+        with_executor(stream_.get_executor(), [&](const auto& executor) { asio::post(executor, std::move(yielded)); });
     }
 
     read_result arrived(const asio::error_code& error, std::size_t size) override

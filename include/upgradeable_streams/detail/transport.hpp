@@ -123,7 +123,7 @@ public:
 protected:
     transport(const asio::any_io_executor& executor, std::shared_ptr<strand> s)
         : strand_(std::move(s)),
-          executor_(strand_ ? asio::any_io_executor(strand_executor(executor, strand_)) : executor),
+          executor_(executor_of_strand(executor, strand_)),
           changed_(std::make_shared<asio::steady_timer>(executor_, asio::steady_timer::time_point::max()))
     {
     }
