@@ -121,6 +121,9 @@ public:
     /// Waits for the end; the result is the reason of a loss.
     asio::awaitable<std::error_code> wait_closed();
 
+    /// Closes and waits for the end. Without memory the connection is left to be aborted.
+    asio::awaitable<void> end();
+
     /// Upgrades to TLS, or goes back to plain text, and begins a new epoch. A failure closes the connection.
     asio::awaitable<void> upgrade(std::unique_ptr<upgrade_request> request);
     asio::awaitable<void> downgrade();
@@ -174,6 +177,7 @@ private:
     }
 
     asio::awaitable<void> finish_writing();
+    bool begin_to_close();
     asio::awaitable<void> finish();
     void check_epoch(unsigned epoch) const;
     bool is_changing(unsigned epoch) const { return changing_ && epoch != inner_epoch; }
@@ -263,15 +267,31 @@ inline asio::awaitable<void> connection::finish_writing()
     changed_->cancel();
 }
 
-inline void connection::close()
+/// Whether `finish` is to follow.
+inline bool connection::begin_to_close()
 {
     if (closing_)
-        return;
+        return false;
     if (const auto inner = inner_.lock(); inner && !inner->is_closed())
-        return inner->close();
-    if (changing_ || lost_)
-        return abort();
-    closing_ = true;
+        inner->close();
+    else if (changing_ || lost_)
+        abort();
+    else
+        return closing_ = true;
+    return false;
+}
+
+inline asio::awaitable<void> connection::end()
+{
+    if (begin_to_close())
+        co_await finish();
+    co_await wait_closed();
+}
+
+inline void connection::close()
+{
+    if (!begin_to_close())
+        return;
     try
     {
         asio::co_spawn(

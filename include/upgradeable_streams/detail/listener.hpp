@@ -412,8 +412,14 @@ inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, s
         if (!p.closed_by_server())
             self->report(std::current_exception(), c->peername().value_or(socket_address()));
     }
-    c->close();
-    co_await c->wait_closed();
+    try
+    {
+        co_await c->end();
+    }
+    catch (const std::bad_alloc&)
+    {
+        c->abort();
+    }
 }
 
 } // namespace upgradeable_streams::detail
