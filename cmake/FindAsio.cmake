@@ -33,7 +33,7 @@ if(Asio_FOUND AND NOT TARGET Asio::asio)
     target_include_directories(Asio::asio INTERFACE "${ASIO_INCLUDE_DIR}")
     target_compile_definitions(Asio::asio INTERFACE ASIO_STANDALONE)
     # Asio decides this by what was included before it; a program must decide it once.
-    target_compile_definitions(Asio::asio INTERFACE "$<$<PLATFORM_ID:Linux>:ASIO_HAS_STD_ALIGNED_ALLOC=1>")
+    target_compile_definitions(Asio::asio INTERFACE "$<$<PLATFORM_ID:Linux,Darwin,FreeBSD>:ASIO_HAS_STD_ALIGNED_ALLOC=1>")
     # Before 1.26 Asio looks for <experimental/coroutine> under clang and does not see <coroutine>.
     if(Asio_VERSION VERSION_LESS 1.26)
         target_compile_definitions(Asio::asio INTERFACE

@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <exception>
 #include <functional>
+#include <future>
 #include <iostream>
 #include <map>
 #include <memory>
@@ -155,9 +156,11 @@ try
     asio::co_spawn(io, serve(chat, options["--host"], options["--port"], ssl),
                    [&](std::exception_ptr e) { failure = e; });
     {
-        std::vector<std::jthread> threads;
+        std::vector<std::future<void>> threads; // joined where they are destroyed
         for (unsigned n = std::max(2u, std::thread::hardware_concurrency()); n > 0; --n)
-            threads.emplace_back([&] { io.run(); });
+            threads.push_back(std::async(std::launch::async, [&] { io.run(); }));
+        for (std::future<void>& each : threads)
+            each.get();
     }
     if (failure)
         std::rethrow_exception(failure);

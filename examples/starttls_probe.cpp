@@ -28,6 +28,7 @@
 #include <cstdlib>
 #include <exception>
 #include <fstream>
+#include <future>
 #include <iostream>
 #include <mutex>
 #include <optional>
@@ -36,7 +37,6 @@
 #include <string>
 #include <string_view>
 #include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -423,10 +423,11 @@ public:
     std::size_t run()
     {
         bar_.show(0);
-        std::vector<std::jthread> threads;
+        std::vector<std::future<void>> threads; // joined where they are destroyed
         for (std::size_t i = 0; i < std::min(how_.at_once, how_.targets.size()); ++i)
-            threads.emplace_back([this] { work(); });
-        threads.clear();
+            threads.push_back(std::async(std::launch::async, [this] { work(); }));
+        for (std::future<void>& each : threads)
+            each.get();
         return failed_;
     }
 

@@ -687,7 +687,7 @@ TEST_CASE("max_sessions: what a context has come to demand is demanded of a resu
     CHECK(refused_after([](asio::ssl::context& c)
                         { SSL_CTX_set1_verify_cert_store(c.native_handle(), empty_store().get()); }));
     CHECK(refused_after([](asio::ssl::context& c) // a date on which the certificate has expired
-                        { X509_VERIFY_PARAM_set_time(SSL_CTX_get0_param(c.native_handle()), 4'000'000'000); }));
+                        { X509_VERIFY_PARAM_set_time(SSL_CTX_get0_param(c.native_handle()), 2'147'483'647); }));
 
     auto client = us::create_client_context({.ca_file = ca_file(), .max_sessions = 8});
     const std::string unrelated = test::unrelated_authority().ca_file();
@@ -1294,8 +1294,12 @@ TEST_CASE("contexts: an encrypted private key may be given as text")
     options.identity.private_key_file = {};
     options.identity.private_key_data = key;
     CHECK_THROWS_WITH(us::create_server_context(options), test::contains("private key data is encrypted"));
-    options.identity.private_key_password = "wrong";
-    CHECK_THROWS_WITH(us::create_server_context(options), test::contains("does not open it"));
+    for (int i = 0; i < 1000; ++i) // one of 256 opens it, as far as the padding tells
+    {
+        const std::string wrong = std::to_string(i);
+        options.identity.private_key_password = wrong;
+        CHECK_THROWS_WITH(us::create_server_context(options), test::contains("does not open it"));
+    }
     options.identity.private_key_password = "secret";
     CHECK_NOTHROW(us::create_server_context(options));
 }

@@ -71,7 +71,8 @@ private:
             return false;
         ERR_clear_error();
         std::array<char, 16384> buffer;
-        const auto most = std::min<std::uint64_t>(buffer.size(), plan_.bytes_to_receive - result_.received);
+        const auto most =
+            static_cast<std::size_t>(std::min<std::uint64_t>(buffer.size(), plan_.bytes_to_receive - result_.received));
         std::size_t count = 0;
         if (const int status = SSL_read_ex(ssl_, buffer.data(), most, &count); status <= 0)
         {
@@ -90,7 +91,8 @@ private:
         if (result_.sent == plan_.bytes_to_send || unsent() >= high_water)
             return false;
         ERR_clear_error();
-        const auto size = std::min<std::uint64_t>(plan_.write_size, plan_.bytes_to_send - result_.sent);
+        const auto size =
+            static_cast<std::size_t>(std::min<std::uint64_t>(plan_.write_size, plan_.bytes_to_send - result_.sent));
         const std::string bytes = plan_.sent.bytes(result_.sent, size);
         std::size_t count = 0;
         if (SSL_write_ex(ssl_, bytes.data(), bytes.size(), &count) <= 0)

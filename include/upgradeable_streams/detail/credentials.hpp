@@ -141,8 +141,9 @@ inline void load_private_key(asio::ssl::context& context, const pem_source& key,
     SSL_CTX_set_default_passwd_cb(handle, nullptr);
     SSL_CTX_set_default_passwd_cb_userdata(handle, nullptr);
     if (error && q.asked)
-        key.refuse(error, password.empty() ? " is encrypted; give private_key_password"
-                                           : ": private_key_password does not open it");
+        throw std::system_error(error, key.describe() + (password.empty()
+                                                             ? " is encrypted; give private_key_password"
+                                                             : ": private_key_password does not open it"));
     if (!error && !SSL_CTX_check_private_key(handle))
         error = take_openssl_error();
     if (error)

@@ -6,6 +6,7 @@
 #include <upgradeable_streams/detail/bound_sockets.hpp>
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/first_bytes.hpp>
+#include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/stream_connection.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/detail/wait.hpp>
@@ -346,7 +347,7 @@ inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> sel
         }
         else if (!self->start_session(*std::exchange(accepted, std::nullopt)))
             error = asio::error::no_memory;
-        if (error && error != asio::error::operation_aborted && error != asio::error::connection_aborted)
+        if (error && error != asio::error::operation_aborted && !tells_peer_left(error))
         {
             self->report(std::make_exception_ptr(std::system_error(error, "accept")), {});
             if (self->is_closed())

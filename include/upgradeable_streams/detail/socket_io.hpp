@@ -28,7 +28,14 @@ template <typename Stream>
 int descriptor_of(Stream& stream)
 {
     if constexpr (is_socket<std::remove_const_t<Stream>>)
+    {
+#ifdef __APPLE__ // where send waits in spite of MSG_DONTWAIT
+        asio::error_code ignored;
+        if (!stream.native_non_blocking())
+            stream.native_non_blocking(true, ignored);
+#endif
         return stream.native_handle();
+    }
     else
         return invalid_descriptor;
 }
@@ -42,6 +49,17 @@ inline asio::error_code as_aborted(const asio::error_code& error)
 inline asio::error_code last_error()
 {
     return errno == EAGAIN ? asio::error::would_block : asio::error_code(errno, asio::error::get_system_category());
+}
+
+/// Whether an error of accepting is about a peer that has left again: on macOS it is Asio that fails then, to set an
+/// option of what it accepted.
+inline bool tells_peer_left(const asio::error_code& error)
+{
+#ifdef __APPLE__
+    if (error == asio::error::invalid_argument)
+        return true;
+#endif
+    return error == asio::error::connection_aborted;
 }
 
 /// Whether an error tells that the connection is broken. A socket tells so once, to a write as well, and to reads from

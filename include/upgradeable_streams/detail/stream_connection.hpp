@@ -93,7 +93,7 @@ private:
         }
         error = asio::error::would_block;
         if constexpr (is_socket<Socket>)
-            size = receive_at_once(stream_.next_layer().native_handle(), static_cast<char*>(buffer.data()),
+            size = receive_at_once(descriptor_of(stream_.next_layer()), static_cast<char*>(buffer.data()),
                                    buffer.size(), error);
         is_dry_ = size < buffer.size();
         return size;
@@ -161,7 +161,7 @@ private:
         {
             result.error = asio::error::would_block;
             if constexpr (is_socket<Socket>)
-                result.size = send_at_once(stream_.next_layer().native_handle(),
+                result.size = send_at_once(descriptor_of(stream_.next_layer()),
                                            {static_cast<const char*>(data.data()), data.size()}, result.error);
             result.is_blocked = result.size < data.size();
         }
