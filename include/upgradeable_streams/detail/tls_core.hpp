@@ -470,7 +470,7 @@ private:
     bool needs_input_ = false; ///< Before what was to be written last can be.
     asio::error_code write_error_; ///< Why nothing more is sent.
     asio::error_code failure_;
-    asio::steady_timer changed_; ///< Cancelled when something was sent.
+    asio::steady_timer changed_; ///< Cancelled when something was sent, or received that is awaited.
     NextLayer next_;
 };
 
