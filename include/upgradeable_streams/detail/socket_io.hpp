@@ -43,7 +43,7 @@ int descriptor_of(Stream& stream)
 /// An operation that was between two steps when the socket was closed finds no descriptor at its next.
 inline asio::error_code as_aborted(const asio::error_code& error)
 {
-    return error == asio::error::bad_descriptor ? asio::error_code(asio::error::operation_aborted) : error;
+    return error && error == asio::error::bad_descriptor ? asio::error_code(asio::error::operation_aborted) : error;
 }
 
 inline asio::error_code last_error()

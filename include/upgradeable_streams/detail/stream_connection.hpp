@@ -91,10 +91,11 @@ private:
             is_dry_ = !error && (core.engine.is_spent() || !core.has_news());
             return size;
         }
-        error = asio::error::would_block;
         if constexpr (is_socket<Socket>)
             size = receive_at_once(descriptor_of(stream_.next_layer()), static_cast<char*>(buffer.data()),
                                    buffer.size(), error);
+        else
+            error = asio::error::would_block;
         is_dry_ = size < buffer.size();
         return size;
     }
@@ -159,13 +160,12 @@ private:
         }
         else
         {
-            result.error = asio::error::would_block;
             if constexpr (is_socket<Socket>)
                 result.size = send_at_once(descriptor_of(stream_.next_layer()),
                                            {static_cast<const char*>(data.data()), data.size()}, result.error);
             result.is_blocked = result.size < data.size();
         }
-        if (result.error == asio::error::would_block)
+        if (result.error && result.error == asio::error::would_block)
             result.error.clear();
         return result;
     }

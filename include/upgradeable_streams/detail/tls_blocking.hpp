@@ -15,7 +15,7 @@ namespace upgradeable_streams::detail
 /// Whether a blocking call can be made again after it.
 inline bool is_transient(const asio::error_code& error)
 {
-    return error == asio::error::would_block || error == asio::error::interrupted;
+    return error && (error == asio::error::would_block || error == asio::error::interrupted);
 }
 
 /// Stands in the place of the `self` that asio::async_compose gives to an operation: where that would suspend, this

@@ -197,6 +197,7 @@ private:
     static constexpr std::size_t turn_size = 1280 * 1024;
 
     void spend(std::size_t size) { spent_ += size + 64; }
+    void end_reading(const asio::error_code& told);
     bool hand_over(std::string_view& data);
     void block();
     void shrink();
@@ -295,11 +296,12 @@ inline std::size_t transport::read_now(asio::mutable_buffer memory)
         return 0;
     asio::error_code error;
     const std::size_t size = read_some(memory, error);
+    spend(size);
     if (size > 0)
         second_look_.found();
-    spend(size);
-    is_dry_ = is_dry_ || error == asio::error::would_block;
-    if (error != asio::error::would_block)
+    else if (error == asio::error::would_block)
+        is_dry_ = true;
+    else
         receive({error, 0});
     return size;
 }
@@ -350,22 +352,28 @@ inline void transport::receive(const read_result& result, bool was_cancelled)
 {
     throw_if(closing_, errc::connection_closed);
     buffer_.commit(result.size);
-    const std::error_code error =
-        result.error == asio::error::eof && is_cut_off() ? lost_ : std::error_code(result.error);
-    if (error == asio::error::eof)
-        eof_ = true;
-    else if (error)
-    {
-        if (error == asio::error::operation_aborted)
-            throw std::system_error(is_read_late() ? make_error_code(errc::operation_timeout) : error);
-        read_error_ = error;
-        is_dry_ = false;
-        if (error != asio::ssl::error::stream_truncated)
-            lose(error);
-        throw std::system_error(error);
-    }
+    if (result.error)
+        end_reading(result.error);
     if (was_cancelled)
         throw std::system_error(asio::error::operation_aborted);
+}
+
+/// At the end of what can be read, or with the reason why there is no more for now.
+inline void transport::end_reading(const asio::error_code& told)
+{
+    const std::error_code error = told == asio::error::eof && is_cut_off() ? lost_ : std::error_code(told);
+    if (error == asio::error::eof)
+    {
+        eof_ = true;
+        return;
+    }
+    if (error == asio::error::operation_aborted)
+        throw std::system_error(is_read_late() ? make_error_code(errc::operation_timeout) : error);
+    read_error_ = error;
+    is_dry_ = false;
+    if (error != asio::ssl::error::stream_truncated)
+        lose(error);
+    throw std::system_error(error);
 }
 
 inline void transport::write(std::string_view data)
