@@ -155,10 +155,22 @@ try
     std::exception_ptr failure;
     asio::co_spawn(io, serve(chat, options["--host"], options["--port"], ssl),
                    [&](std::exception_ptr e) { failure = e; });
+    const auto run = [&]
+    {
+        try
+        {
+            io.run();
+        }
+        catch (...)
+        {
+            io.stop();
+            throw;
+        }
+    };
     {
         std::vector<std::future<void>> threads; // joined where they are destroyed
         for (unsigned n = std::max(2u, std::thread::hardware_concurrency()); n > 0; --n)
-            threads.push_back(std::async(std::launch::async, [&] { io.run(); }));
+            threads.push_back(std::async(std::launch::async, run));
         for (std::future<void>& each : threads)
             each.get();
     }

@@ -14,6 +14,7 @@
 #include "support/thread.hpp"
 
 #include <asio/awaitable.hpp>
+#include <asio/bind_executor.hpp>
 #include <asio/co_spawn.hpp>
 #include <asio/detached.hpp>
 #include <asio/error.hpp>
@@ -22,9 +23,12 @@
 #include <asio/ip/v6_only.hpp>
 #include <asio/local/stream_protocol.hpp>
 #include <asio/multiple_exceptions.hpp>
+#include <asio/post.hpp>
 #include <asio/ssl/context.hpp>
 #include <asio/ssl/error.hpp>
 #include <asio/this_coro.hpp>
+#include <asio/thread_pool.hpp>
+#include <asio/use_awaitable.hpp>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/ioctl.h>
@@ -1041,6 +1045,35 @@ TEST_CASE("start_server: a handler that throws is reported and the server goes o
             CHECK(answer == "hello\n");
             CHECK(errors.size() == 1);
         });
+}
+
+TEST_CASE("start_server: a handler that has ended on another executor is reported and closed where its connection is used")
+{
+    asio::thread_pool pool(1);
+    std::thread::id reported;
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            const auto handle = [&](us::stream_reader reader, us::stream_writer) -> asio::awaitable<void>
+            {
+                auto elsewhere = asio::bind_executor(pool.get_executor(), asio::use_awaitable);
+                co_await reader.readline();
+                co_await asio::post(std::move(elsewhere));
+                throw std::runtime_error("thrown on another executor");
+            };
+            us::server_options options;
+            options.error_handler = [&](std::exception_ptr, const us::socket_address&)
+            { reported = std::this_thread::get_id(); };
+            us::server server = co_await us::start_server(handle, "127.0.0.1", 0, options);
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets().front().port);
+            writer.write("line\n");
+            const std::string rest = co_await reader.read();
+            CHECK(rest.empty());
+            server.close();
+            co_await server.wait_closed();
+        });
+    pool.join();
+    CHECK(reported == std::this_thread::get_id());
 }
 
 TEST_CASE("start_server: a handler that throws loses its connection even when its reader and writer live on")

@@ -1302,6 +1302,10 @@ TEST_CASE("contexts: an encrypted private key may be given as text")
     }
     options.identity.private_key_password = "secret";
     CHECK_NOTHROW(us::create_server_context(options));
+    const std::string other = slurp(encrypted_key(directory, test::client_certificate().key_file, "secret"));
+    options.identity.private_key_data = other;
+    CHECK_THROWS_WITH(us::create_server_context(options),
+                      test::contains("for certificate") && test::contains("mismatch"));
 }
 
 TEST_CASE("contexts: a text that holds no certificate or key, or a key of another certificate, is named as such")

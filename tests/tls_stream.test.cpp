@@ -1,6 +1,7 @@
 #include "support/allocations.hpp"
 #include "support/flood.hpp"
 #include "support/memory.hpp"
+#include "support/record_forger.hpp"
 #include "support/upgrade_rig.hpp"
 
 #include <openssl/err.h>
@@ -894,6 +895,86 @@ TEMPLATE_TEST_CASE("tls_stream: a write and a read that wait for a session ticke
         });
 }
 
+TEST_CASE("tls_stream: a message that the peer's close_notify cuts short is not waited for")
+{
+    enum class order
+    {
+        ended_before,
+        ended_meanwhile
+    };
+    const auto when = GENERATE(order::ended_before, order::ended_meanwhile);
+    const bool writes = GENERATE(true, false);
+    CAPTURE(when, writes);
+    test::run(
+        [=]() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            test::record_forger forger;
+            const auto settings = forger.server();
+            auto shaking = test::run_in_thread([&p = raw, &settings] { p.tls_accept(settings); });
+            socket_layer layer(std::move(socket), context_of(tls_role::client));
+            co_await layer.async_handshake(socket_layer::client, use_awaitable);
+            co_await test::joined(std::move(shaking));
+            const std::string half = forger.record(test::record_forger::handshake, "\x18\x00\x00\x01"sv);
+            const std::string end = forger.record(test::record_forger::alert, "\x01\x00"sv);
+            std::array<char, 16> bytes;
+            outcome read, done;
+            layer.async_read_some(asio::buffer(bytes), into(read));
+            raw.send_all(half);
+            co_await test::eventually([&] { return SSL_in_init(layer.native_handle()) != 0; });
+            if (when == order::ended_before)
+            {
+                raw.send_all(end);
+                co_await finished(read);
+            }
+            if (writes)
+                layer.async_write_some(asio::buffer("w", 1), into(done));
+            else
+                layer.async_shutdown(into(done));
+            co_await test::turns(5);
+            if (when == order::ended_meanwhile)
+                raw.send_all(end);
+            co_await finished(read);
+            co_await finished(done);
+            CHECK(read.error == asio::error::eof);
+            CHECK(done.error == asio::error::eof);
+        });
+}
+
+/// Of the lowest layer nothing is asked but that it can be closed.
+struct layer_of_ones_own : test::chunked_stream<tcp::socket>
+{
+    struct lowest_layer_type
+    {
+        layer_of_ones_own* owner;
+        void close(asio::error_code& error) { owner->next_layer().close(error); }
+    };
+
+    using test::chunked_stream<tcp::socket>::chunked_stream;
+    lowest_layer_type& lowest_layer() { return lowest_ = {this}, lowest_; }
+
+private:
+    lowest_layer_type lowest_{};
+};
+
+TEST_CASE("tls_stream: the next layer may be any that can be closed")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            auto [socket, raw] = connect(co_await asio::this_coro::executor);
+            auto peer = play_tls(std::move(raw), tls_role::client, [](test::raw_peer& p) { p.tls_write(p.tls_read_some()); });
+            us::tls_stream<layer_of_ones_own> layer(layer_of_ones_own(std::move(socket)), context_of(tls_role::client));
+            co_await layer.async_handshake(socket_layer::client, use_awaitable);
+            co_await layer.async_write_some(asio::buffer("echo", 4), use_awaitable);
+            std::array<char, 16> bytes;
+            const std::size_t size = co_await layer.async_read_some(asio::buffer(bytes), use_awaitable);
+            CHECK(std::string_view(bytes.data(), size) == "echo");
+            co_await layer.async_shutdown(use_awaitable);
+            co_await test::joined(std::move(peer));
+        });
+}
+
 TEST_CASE("tls_stream: after a fatal error in one direction the other tells it too")
 {
     test::run(
@@ -906,11 +987,13 @@ TEST_CASE("tls_stream: after a fatal error in one direction the other tells it t
             co_await test::joined(std::move(shaking));
             raw.send_all(std::string_view("\x17\x03\x03\x00\x12 no record of TLS ", 23));
             std::array<char, 16> bytes;
-            asio::error_code read, written;
+            asio::error_code read, written, ended;
             co_await layer.async_read_some(asio::buffer(bytes), asio::redirect_error(use_awaitable, read));
             co_await layer.async_write_some(asio::buffer("w", 1), asio::redirect_error(use_awaitable, written));
+            co_await layer.async_shutdown(asio::redirect_error(use_awaitable, ended));
             CHECK(read.category() == asio::error::get_ssl_category());
             CHECK(written == read);
+            CHECK(ended == read);
         });
 }
 

@@ -140,7 +140,8 @@ inline void load_private_key(asio::ssl::context& context, const pem_source& key,
         { context.use_private_key(data, asio::ssl::context::pem, e); });
     SSL_CTX_set_default_passwd_cb(handle, nullptr);
     SSL_CTX_set_default_passwd_cb_userdata(handle, nullptr);
-    if (error && q.asked)
+    const bool is_other_key = ERR_GET_LIB(static_cast<unsigned long>(error.value())) == ERR_LIB_X509;
+    if (error && q.asked && !is_other_key)
         throw std::system_error(error, key.describe() + (password.empty()
                                                              ? " is encrypted; give private_key_password"
                                                              : ": private_key_password does not open it"));

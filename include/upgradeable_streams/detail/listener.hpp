@@ -17,6 +17,7 @@
 
 #include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>
+#include <asio/bind_executor.hpp>
 #include <asio/co_spawn.hpp>
 #include <asio/detached.hpp>
 #include <asio/dispatch.hpp>
@@ -394,6 +395,7 @@ inline std::shared_ptr<connection> listener::adopt(any_socket socket, const plac
 
 inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, std::shared_ptr<connection> c, place p)
 {
+    std::exception_ptr failure;
     try
     {
         const listener_settings& given = self->settings_;
@@ -410,9 +412,15 @@ inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, s
     }
     catch (...)
     {
-        if (!p.closed_by_server())
-            self->report(std::current_exception(), c->peername().value_or(socket_address()));
+        failure = std::current_exception();
     }
+    if (!c->runs_here()) // the handler has ended on an executor of its own
+    {
+        auto back = asio::bind_executor(c->get_executor(), asio::use_awaitable);
+        co_await asio::post(std::move(back));
+    }
+    if (failure && !p.closed_by_server())
+        self->report(failure, c->peername().value_or(socket_address()));
     try
     {
         co_await c->end();

@@ -66,8 +66,10 @@ public:
     /// Of a write, a handshake or a shutdown that was cancelled, or ended because the socket was closed.
     void fail_half_way()
     {
-        fail(next_.lowest_layer().is_open() ? make_error_code(errc::stream_unusable)
-                                            : asio::error_code(asio::error::operation_aborted));
+        bool is_open = true;
+        if constexpr (requires { next_.lowest_layer().is_open(); })
+            is_open = next_.lowest_layer().is_open();
+        fail(is_open ? make_error_code(errc::stream_unusable) : asio::error_code(asio::error::operation_aborted));
     }
 
     const asio::error_code& failure() const { return failure_; }

@@ -87,8 +87,8 @@ public:
     /// Whether a read may do more than say would_block.
     bool has_input() const
     {
-        return !input_.empty() || input_error_ || read_error_ || may_receive() || SSL_has_pending(ssl_.get()) ||
-               (SSL_get_shutdown(ssl_.get()) & SSL_RECEIVED_SHUTDOWN);
+        return !input_.empty() || input_error_ || read_error_ || ssl_error_ || may_receive() ||
+               SSL_has_pending(ssl_.get()) || (SSL_get_shutdown(ssl_.get()) & SSL_RECEIVED_SHUTDOWN);
     }
 
     /// To be called when others have had their turn.
@@ -137,9 +137,9 @@ public:
     /// encrypts nothing before it has the rest.
     asio::error_code finish_message()
     {
-        if (!is_open_ || read_error_ || !SSL_in_init(ssl_.get()))
+        if (!is_open_ || !SSL_in_init(ssl_.get()))
             return {};
-        return outcome([&] { return SSL_do_handshake(ssl_.get()); });
+        return read_error_ ? read_error_ : outcome([&] { return SSL_do_handshake(ssl_.get()); });
     }
 
     /// Sends a close_notify; `error` is would_block until the peer's has come.
@@ -253,7 +253,7 @@ private:
         if (kind == SSL_ERROR_SSL)
         {
             const asio::error_code told(static_cast<int>(ERR_get_error()), asio::error::get_ssl_category());
-            if (!ssl_error_)
+            if (!ssl_error_ && ERR_GET_REASON(static_cast<unsigned long>(told.value())) != SSL_R_PROTOCOL_IS_SHUTDOWN)
                 ssl_error_ = told;
             return told;
         }
@@ -261,6 +261,8 @@ private:
             return asio::error::eof;
         if (kind != SSL_ERROR_WANT_READ)
             return ssl_error_ ? ssl_error_ : asio::error_code(asio::ssl::error::unexpected_result);
+        if (SSL_get_shutdown(ssl_.get()) & SSL_RECEIVED_SHUTDOWN) // amid a message, whose rest cannot come
+            return asio::error::eof;
         return input_error_ == asio::error::eof ? asio::error_code(asio::ssl::error::stream_truncated)
                : input_error_                   ? input_error_
                                                 : asio::error_code(asio::error::would_block);
@@ -330,7 +332,7 @@ private:
         const std::size_t size = receive_at_once(descriptor_, data, capacity, input_error_);
         if (input_error_ == asio::error::would_block)
             input_error_.clear();
-        budget_ -= static_cast<std::ptrdiff_t>(size);
+        budget_ -= static_cast<std::ptrdiff_t>(brings_data_ ? size : 4 * size); // KeyUpdates cost more than data do
         may_hold_ = size == capacity;
         if (may_hold_ && brings_data_)
             choose_buffer(large_read);
@@ -443,7 +445,7 @@ private:
     asio::error_code input_error_;
     asio::error_code output_error_;
     asio::error_code read_error_;
-    asio::error_code ssl_error_; ///< The first. When it was fatal, OpenSSL gives no reason any more.
+    asio::error_code ssl_error_; ///< Which ends TLS; OpenSSL gives no reason after it.
     record_buffer* records_ = nullptr; ///< While a batch is encrypted.
     std::string unsent_;
     std::size_t sent_ = 0; ///< So much of unsent_ was sent.

@@ -87,6 +87,9 @@ public:
     /// Waits until there may be something to receive or others had their turn; receive_now has to have found nothing.
     asio::awaitable<read_result> wait_to_receive();
 
+    /// Whether this thread is where the connection is used.
+    bool runs_here() const { return !strand_ || strand_->runs_here(); }
+
     /// Whether the connection may go on without a trip through the event loop, and that trip: of the read that is
     /// pending, whose time limit holds for it, or beside it.
     bool has_turn() const { return spent_ < turn_size; }
