@@ -1241,6 +1241,7 @@ TEST_CASE("reader: what came before a reset is read, then the reset, though a re
                                          [](asio::ip::tcp::socket socket)
                                          {
                                              socket.set_option(asio::socket_base::send_buffer_size(1));
+                                             socket.set_option(asio::socket_base::receive_buffer_size(1024 * 1024));
                                              return socket;
                                          });
             raw_link link = co_await std::move(linking);

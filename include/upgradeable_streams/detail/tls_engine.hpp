@@ -253,7 +253,8 @@ private:
         if (kind == SSL_ERROR_SSL)
         {
             const asio::error_code told(static_cast<int>(ERR_get_error()), asio::error::get_ssl_category());
-            if (!ssl_error_ && ERR_GET_REASON(static_cast<unsigned long>(told.value())) != SSL_R_PROTOCOL_IS_SHUTDOWN)
+            const int reason = ERR_GET_REASON(static_cast<unsigned long>(told.value()));
+            if (is_open_ && !ssl_error_ && reason != SSL_R_PROTOCOL_IS_SHUTDOWN)
                 ssl_error_ = told;
             return told;
         }
