@@ -10,6 +10,7 @@
 
 #include <openssl/asn1.h>
 #include <openssl/bio.h>
+#include <openssl/crypto.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 
@@ -58,8 +59,10 @@ TEST_CASE("starttls_probe: a server of each protocol is verified, and what was n
                       });
         CAPTURE(protocol, output, errors);
         CHECK(status == 0);
+        const char* const key_exchange =
+            OpenSSL_version_num() < 0x30500000L ? "key exchange x25519," : "key exchange X25519MLKEM768,";
         for (const std::string told :
-             {"TLSv1.3, TLS_AES_", "key exchange ", "25519", "ALPN none", "certificate of CN=localhost\n",
+             {"TLSv1.3, TLS_AES_", key_exchange, "ALPN none", "certificate of CN=localhost\n",
               "for DNS:localhost, IP Address:127.0.0.1, IP Address:::1\n", " 29 days left", "ms, plain dialogue ",
               "verified for \"localhost\""})
             CHECK_THAT(output, test::contains(told));
