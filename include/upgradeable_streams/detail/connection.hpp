@@ -340,7 +340,7 @@ inline void connection::abort()
         return inner->abort(); // which aborts this
     closing_ = true;
     closed_ = true;
-    queue_.drop_behind();
+    queue_.drop(true);
     if (time_limit_)
         time_limit_->stop();
     close_socket();

@@ -19,7 +19,7 @@ public:
 
     void append(std::string_view data) { behind_.append(data); }
 
-    /// As append to an empty queue, and the stream begins with it.
+    /// Puts data in front, which the stream begins with; nothing that was begun may be left.
     void begin(std::string_view data) { begun_ = data; }
 
     /// What is next, as far as it lies together.
@@ -39,21 +39,22 @@ public:
             begun_.swap(behind_);
     }
 
-    void drop_behind() { behind_.clear(); }
-
-    void drop()
+    /// Drops all; what was begun stays while it `is_in_use`.
+    void drop(bool is_in_use)
     {
-        drop_behind();
-        begun_.clear();
+        std::string().swap(behind_);
+        if (is_in_use)
+            return;
+        std::string().swap(begun_);
         taken_ = 0;
     }
 
     /// Gives back memory in which there is nothing, unless it is as small as `kept`.
-    void shrink(std::size_t kept)
+    void shrink(std::size_t kept = std::string().capacity())
     {
         for (std::string* const each : {&behind_, &begun_})
             if (each->empty() && each->capacity() > kept)
-                std::string().swap(*each); // assignment would keep the memory
+                std::string().swap(*each); // assignment would keep the memory, as clear does
     }
 
 private:

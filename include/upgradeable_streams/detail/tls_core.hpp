@@ -99,7 +99,7 @@ public:
         else if (error == asio::ssl::error::stream_truncated && tells_cut_off(write_error_))
             error = write_error_;
         release_room();
-        if (engine.unsent() > 0 && !is_full) // else the caller flushes, and reads on what is there
+        if (!engine.unsent().empty() && !is_full) // else the caller flushes, and reads on what is there
             send_replies(executor);
         return size;
     }
@@ -153,8 +153,8 @@ public:
     void keep_written(std::size_t size) { written_ = size; }
 
     /// Whether all was handed to the transport, or never will be.
-    bool is_flushed() const { return write_error_ || (!sending_ && in_flight_.empty() && engine.unsent() == 0); }
-    std::size_t unsent() const { return in_flight_.size() - in_flight_sent_ + engine.unsent(); }
+    bool is_flushed() const { return write_error_ || (!sending_ && engine.unsent().empty()); }
+    std::size_t unsent() const { return engine.unsent().size(); }
 
     /// Whether to flush before reading on.
     bool has_too_many_replies() const { return engine.replies() > reply_limit && !is_flushed(); }
@@ -164,8 +164,8 @@ public:
     void flush()
     {
         if (write_error_)
-            return void(engine.take_unsent());
-        if (sending_ || !in_flight_.empty())
+            return engine.unsent().drop(sending_);
+        if (sending_)
             return;
         engine.use(descriptor_of(next_));
         engine.flush(write_error_);
@@ -420,21 +420,16 @@ private:
 
     asio::const_buffer begin_sending()
     {
-        if (in_flight_.empty())
-            in_flight_ = engine.take_unsent();
         sending_ = true;
-        return asio::buffer(in_flight_) + in_flight_sent_;
+        engine.unsent().take(0);
+        return asio::buffer(engine.unsent().front());
     }
 
     void sent(const asio::error_code& error, std::size_t size)
     {
         sending_ = false;
-        in_flight_sent_ += size;
-        if (in_flight_sent_ == in_flight_.size())
-        {
-            std::string().swap(in_flight_);
-            in_flight_sent_ = 0;
-        }
+        engine.unsent().take(size);
+        engine.unsent().shrink();
         if (error == asio::error::operation_aborted)
             fail_half_way();
         if (error && !write_error_)
@@ -462,8 +457,6 @@ private:
     std::unique_ptr<char[]> large_room_;
     asio::mutable_buffer landing_; ///< The one of them that is in use.
     std::string first_bytes_;
-    std::string in_flight_; ///< What an operation on the transport sends, or has yet to.
-    std::size_t in_flight_sent_ = 0;
     std::size_t written_ = 0; ///< What was encrypted of a write that is to be made again.
     bool sending_ = false;
     bool receiving_ = false;

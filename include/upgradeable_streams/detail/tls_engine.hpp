@@ -6,6 +6,7 @@
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/record_buffer.hpp>
 #include <upgradeable_streams/detail/record_framing.hpp>
+#include <upgradeable_streams/detail/send_queue.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
 
 #include <asio/buffer.hpp>
@@ -102,25 +103,25 @@ public:
 
     // Output
 
-    std::size_t unsent() const { return unsent_.size() - sent_; }
+    /// What the socket has not taken, or all where there is none. What is begun with stays where it is.
+    send_queue& unsent() { return unsent_; }
+    const send_queue& unsent() const { return unsent_; }
 
     /// How much of the output was no caller's write, since the last call of forget_replies.
     std::size_t replies() const { return replies_; }
     void forget_replies() { replies_ = 0; }
 
-    /// What is to be sent by other means than the descriptor.
-    std::string take_unsent()
-    {
-        unsent_.erase(0, std::exchange(sent_, 0));
-        return std::exchange(unsent_, {});
-    }
-
     /// Sends what the descriptor takes.
     void flush(asio::error_code& error)
     {
-        sent_ += send_some(std::string_view(unsent_).substr(sent_), error);
-        if (unsent() == 0)
-            take_unsent();
+        for (std::string_view next; !(next = unsent_.front()).empty();)
+        {
+            const std::size_t size = send_some(next, error);
+            unsent_.take(size);
+            if (size < next.size())
+                return;
+        }
+        unsent_.shrink();
     }
 
     // TLS
@@ -199,10 +200,10 @@ public:
         const std::size_t size = encrypt(buffers, error);
         records_ = nullptr;
         std::string_view rest = records.filled();
-        if (unsent() == 0)
+        if (unsent_.empty())
             rest.remove_prefix(send_some(rest, error));
         if (!rest.empty())
-            unsent_.insert(0, rest);
+            unsent_.begin(rest);
         return size;
     }
     catch (const std::bad_alloc&)
@@ -374,7 +375,7 @@ private:
             return;
         if (!records_)
             replies_ += bytes.size();
-        if (!records_ || unsent() > 0 || !records_->append(bytes))
+        if (!records_ || !unsent_.empty() || !records_->append(bytes))
             unsent_.append(bytes);
     }
 
@@ -448,8 +449,7 @@ private:
     asio::error_code read_error_;
     asio::error_code ssl_error_; ///< Which ends TLS; OpenSSL gives no reason after it.
     record_buffer* records_ = nullptr; ///< While a batch is encrypted.
-    std::string unsent_;
-    std::size_t sent_ = 0; ///< So much of unsent_ was sent.
+    send_queue unsent_;
     std::size_t replies_ = 0;
     std::function<bool(bool, asio::ssl::verify_context&)> verify_callback_;
 };

@@ -494,7 +494,7 @@ inline void transport::lose(const std::error_code& reason)
 {
     if (!lost_ && !closed_)
         lost_ = reason;
-    is_blocked_ ? queue_.drop_behind() : queue_.drop();
+    queue_.drop(is_blocked_);
     paused_ = false;
     changed_->cancel();
 }

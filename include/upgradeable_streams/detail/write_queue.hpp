@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_DETAIL_WRITE_QUEUE_HPP
 
 #include <upgradeable_streams/detail/record_framing.hpp>
+#include <upgradeable_streams/detail/send_queue.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/tls_limits.hpp>
 
@@ -120,7 +121,7 @@ public:
                         send(self.get_executor());
                     return asio::post(next_.get_executor(), std::move(self));
                 }
-                if (queued_.size() > reply_limit)
+                if (queue_.size() > reply_limit)
                     return changed_.async_wait(std::move(self));
                 const auto keep = std::move(owner);
                 --unreleased_; // the TLS stream frees its lock before it calls any handler
@@ -155,7 +156,7 @@ private:
             return;
         const int descriptor = descriptor_of(next_);
         asio::error_code error;
-        while (!bytes.empty() && descriptor != invalid_descriptor && sent() && queued_.empty() && !error_ && !error)
+        while (!bytes.empty() && descriptor != invalid_descriptor && sent() && queue_.empty() && !error_ && !error)
             bytes.remove_prefix(send_at_once(descriptor, bytes, error));
         if (error && error != asio::error::would_block)
             fail(error);
@@ -163,7 +164,7 @@ private:
             return;
         try
         {
-            queued_.append(bytes);
+            queue_.append(bytes);
         }
         catch (const std::bad_alloc&)
         {
@@ -174,14 +175,14 @@ private:
     template <typename Executor>
     void send(const Executor& executor)
     {
-        if (queued_.empty())
+        if (queue_.empty())
             return;
-        sending_.clear();
-        sending_.swap(queued_);
+        queue_.take(0);
         sending_now_ = true;
-        auto sent = [this, executor, owner = owner_.lock()](asio::error_code error, std::size_t)
+        auto sent = [this, executor, owner = owner_.lock()](asio::error_code error, std::size_t size)
         {
             sending_now_ = false;
+            queue_.take(size);
             if (error)
                 fail(error);
             send(executor);
@@ -189,7 +190,7 @@ private:
         };
         try
         {
-            asio::async_write(next_, asio::buffer(sending_), asio::bind_executor(executor, std::move(sent)));
+            asio::async_write(next_, asio::buffer(queue_.front()), asio::bind_executor(executor, std::move(sent)));
         }
         catch (const std::bad_alloc&)
         {
@@ -202,7 +203,7 @@ private:
     {
         if (!error_)
             error_ = error;
-        queued_.clear();
+        queue_.drop(sending_now_);
     }
 
     template <typename MutableBufferSequence>
@@ -255,8 +256,7 @@ private:
     std::weak_ptr<void> owner_;
     asio::steady_timer changed_;
     NextLayer next_; ///< Taken over when nothing can throw any more.
-    std::string queued_;
-    std::string sending_;
+    send_queue queue_;
     bool sending_now_ = false;
     bool has_ended_ = false;
     std::size_t unreleased_ = 0; ///< Writes whose completion the TLS stream has not yet seen.
