@@ -201,7 +201,10 @@ private:
     asio::awaitable<void> shutdown(asio::socket_base::shutdown_type what, asio::error_code& error) override
     {
         const shutdown_options options = {.what = what};
-        co_await stream_.async_shutdown(options, asio::redirect_error(asio::use_awaitable, error));
+        if (auto* plain = stream_.state_->plain()) // which has nothing to wait for
+            plain->lowest_layer().shutdown(asio::socket_base::shutdown_send, error);
+        else
+            co_await stream_.async_shutdown(options, asio::redirect_error(asio::use_awaitable, error));
         if constexpr (requires { stream_.next_layer().close_outer(); })
             if (what == asio::socket_base::shutdown_both)
                 co_await stream_.next_layer().close_outer();
