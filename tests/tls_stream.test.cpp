@@ -57,6 +57,24 @@ struct tls_end
 };
 
 template <typename Layer>
+struct layer_and_peer
+{
+    test::raw_peer peer;
+    Layer layer;
+};
+
+/// A layer in the client's role and a raw peer, with the handshake done.
+template <typename Layer, typename... Chunk>
+layer_and_peer<Layer> shake_hands(connection&& ends, Chunk... chunk)
+{
+    auto shaking = test::run_in_thread([&] { handshake(ends.peer, tls_role::client); });
+    Layer layer(typename Layer::next_layer_type(std::move(ends.socket), chunk...), context_of(tls_role::client));
+    layer.handshake(Layer::client);
+    shaking.get();
+    return {std::move(ends.peer), std::move(layer)};
+}
+
+template <typename Layer>
 asio::awaitable<std::error_code> handshake_error(Layer& layer, tls_role role)
 {
     co_return co_await test::error_of(layer.async_handshake(type_of(role), use_awaitable));
@@ -646,16 +664,13 @@ TEST_CASE("tls_stream: a write that is blocked does not stop reads, though the p
 TEST_CASE("tls_stream: a peer that asks for KeyUpdates and reads none of the replies is stopped, in bounded memory")
 {
     asio::io_context io;
-    auto [socket, raw] = connect(io.get_executor());
-    test::shrink_buffers(socket.native_handle());
-    test::shrink_buffers(raw.descriptor());
-    auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
-    socket_layer layer(std::move(socket), context_of(tls_role::client));
+    auto ends = connect(io.get_executor());
+    test::shrink_buffers(ends.socket.native_handle());
+    test::shrink_buffers(ends.peer.descriptor());
+    auto [raw, layer] = shake_hands<socket_layer>(std::move(ends));
     test::run_on(io,
                  [&]() -> asio::awaitable<void>
                  {
-                     co_await layer.async_handshake(socket_layer::client, use_awaitable);
-                     co_await test::joined(std::move(shaking));
                      const std::string updates = raw.tls_unsent(
                          [&]
                          {
@@ -678,16 +693,13 @@ TEST_CASE("tls_stream: a peer that asks for KeyUpdates and reads none of the rep
 TEST_CASE("tls_stream: a read that waits for replies to leave goes on when the peer takes them")
 {
     asio::io_context io;
-    auto [socket, raw] = connect(io.get_executor());
-    test::shrink_buffers(socket.native_handle());
-    test::shrink_buffers(raw.descriptor());
-    auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
-    socket_layer layer(std::move(socket), context_of(tls_role::client));
+    auto ends = connect(io.get_executor());
+    test::shrink_buffers(ends.socket.native_handle());
+    test::shrink_buffers(ends.peer.descriptor());
+    auto [raw, layer] = shake_hands<socket_layer>(std::move(ends));
     test::run_on(io,
                  [&]() -> asio::awaitable<void>
                  {
-                     co_await layer.async_handshake(socket_layer::client, use_awaitable);
-                     co_await test::joined(std::move(shaking));
                      const std::string updates = raw.tls_unsent(
                          [&]
                          {
@@ -720,12 +732,9 @@ TEST_CASE("tls_stream: blocking, a read behind one that left replies unsent has 
     const int updates = GENERATE(2430, 2440, 2450, 2460); // about as many as are replied to in one read
     CAPTURE(updates);
     asio::io_context io;
-    auto [socket, raw] = connect(io.get_executor());
-    socket.set_option(asio::socket_base::send_buffer_size(1));
-    auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
-    socket_layer layer(std::move(socket), context_of(tls_role::client));
-    layer.handshake(socket_layer::client);
-    shaking.get();
+    auto ends = connect(io.get_executor());
+    ends.socket.set_option(asio::socket_base::send_buffer_size(1));
+    auto [raw, layer] = shake_hands<socket_layer>(std::move(ends));
     const std::string sent = raw.tls_unsent(
         [&]
         {
@@ -768,11 +777,8 @@ TEST_CASE("tls_stream: a write while a session ticket has come in part waits for
             [chunk, how]() -> asio::awaitable<void>
             {
                 CAPTURE(chunk, how);
-                auto [socket, raw] = connect(co_await asio::this_coro::executor);
-                auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
-                chunked_layer layer(test::chunked_stream(std::move(socket), chunk), context_of(tls_role::client));
-                co_await layer.async_handshake(chunked_layer::client, use_awaitable);
-                co_await test::joined(std::move(shaking));
+                auto ends = connect(co_await asio::this_coro::executor);
+                auto [raw, layer] = shake_hands<chunked_layer>(std::move(ends), chunk);
                 const std::string ticket = raw.tls_unsent([&p = raw] { p.session_ticket(); });
                 CHECK(test::tls_records(ticket).records.size() > 4);
 
@@ -821,12 +827,9 @@ TEST_CASE("tls_stream: a write that receives a session ticket's rest and a read 
     {
         CAPTURE(shift);
         asio::io_context io;
-        auto [socket, raw] = connect(io.get_executor());
-        socket.set_option(asio::socket_base::receive_buffer_size(1024 * 1024));
-        auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
-        socket_layer layer(std::move(socket), context_of(tls_role::client));
-        layer.handshake(socket_layer::client);
-        shaking.get();
+        auto ends = connect(io.get_executor());
+        ends.socket.set_option(asio::socket_base::receive_buffer_size(1024 * 1024));
+        auto [raw, layer] = shake_hands<socket_layer>(std::move(ends));
         const std::string sent = raw.tls_unsent(
             [&]
             {
@@ -865,11 +868,8 @@ TEMPLATE_TEST_CASE("tls_stream: a write and a read that wait for a session ticke
     test::run(
         [=]() -> asio::awaitable<void>
         {
-            auto [socket, raw] = connect(co_await asio::this_coro::executor);
-            auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
-            TestType layer(typename TestType::next_layer_type(std::move(socket)), context_of(tls_role::client));
-            co_await layer.async_handshake(TestType::client, use_awaitable);
-            co_await test::joined(std::move(shaking));
+            auto ends = connect(co_await asio::this_coro::executor);
+            auto [raw, layer] = shake_hands<TestType>(std::move(ends));
             const std::string ticket = raw.tls_unsent([&p = raw] { p.session_ticket(); });
             raw.send_all(std::string_view(ticket).substr(0, 700));
             std::array<char, 16> bytes;
@@ -980,11 +980,8 @@ TEST_CASE("tls_stream: after a fatal error in one direction the other tells it t
     test::run(
         []() -> asio::awaitable<void>
         {
-            auto [socket, raw] = connect(co_await asio::this_coro::executor);
-            auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
-            socket_layer layer(std::move(socket), context_of(tls_role::client));
-            co_await layer.async_handshake(socket_layer::client, use_awaitable);
-            co_await test::joined(std::move(shaking));
+            auto ends = connect(co_await asio::this_coro::executor);
+            auto [raw, layer] = shake_hands<socket_layer>(std::move(ends));
             raw.send_all(std::string_view("\x17\x03\x03\x00\x12 no record of TLS ", 23));
             std::array<char, 16> bytes;
             asio::error_code read, written, ended;
@@ -1005,11 +1002,8 @@ TEMPLATE_TEST_CASE("tls_stream: a shutdown and a read that are pending at once e
     test::run(
         [=]() -> asio::awaitable<void>
         {
-            auto [socket, raw] = connect(co_await asio::this_coro::executor);
-            auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
-            TestType layer(typename TestType::next_layer_type(std::move(socket)), context_of(tls_role::client));
-            co_await layer.async_handshake(TestType::client, use_awaitable);
-            co_await test::joined(std::move(shaking));
+            auto ends = connect(co_await asio::this_coro::executor);
+            auto [raw, layer] = shake_hands<TestType>(std::move(ends));
             char byte = 0;
             outcome read, ended;
             if (reads_first)
@@ -1032,11 +1026,8 @@ TEST_CASE("tls_stream: a shutdown while a session ticket has come in part awaits
     test::run(
         []() -> asio::awaitable<void>
         {
-            auto [socket, raw] = connect(co_await asio::this_coro::executor);
-            auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
-            socket_layer layer(std::move(socket), context_of(tls_role::client));
-            co_await layer.async_handshake(socket_layer::client, use_awaitable);
-            co_await test::joined(std::move(shaking));
+            auto ends = connect(co_await asio::this_coro::executor);
+            auto [raw, layer] = shake_hands<socket_layer>(std::move(ends));
             const std::string ticket = raw.tls_unsent([&p = raw] { p.session_ticket(); });
             std::array<char, 16> bytes;
             outcome read;
@@ -1060,11 +1051,8 @@ TEST_CASE("tls_stream: a shutdown while a session ticket has come in part awaits
 TEST_CASE("tls_stream: blocking, a write while a session ticket has come in part receives its rest")
 {
     asio::io_context io;
-    auto [socket, raw] = connect(io.get_executor());
-    auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
-    socket_layer layer(std::move(socket), context_of(tls_role::client));
-    layer.handshake(socket_layer::client);
-    shaking.get();
+    auto ends = connect(io.get_executor());
+    auto [raw, layer] = shake_hands<socket_layer>(std::move(ends));
     const std::string ticket = raw.tls_unsent([&p = raw] { p.session_ticket(); });
     raw.send_all(std::string_view(ticket).substr(0, 700));
     layer.lowest_layer().non_blocking(true);
@@ -1100,11 +1088,8 @@ TEST_CASE("tls_stream: reads that are cancelled again and again lose nothing")
     test::run(
         [&]() -> asio::awaitable<void>
         {
-            auto [socket, raw] = connect(co_await asio::this_coro::executor);
-            auto shaking = test::run_in_thread([&p = raw] { handshake(p, tls_role::client); });
-            chunked_layer layer(test::chunked_stream(std::move(socket), chunk), context_of(tls_role::client));
-            co_await layer.async_handshake(chunked_layer::client, use_awaitable);
-            co_await test::joined(std::move(shaking));
+            auto ends = connect(co_await asio::this_coro::executor);
+            auto [raw, layer] = shake_hands<chunked_layer>(std::move(ends), chunk);
             const std::string records = raw.tls_unsent(
                 [&]
                 {
