@@ -1,5 +1,5 @@
 /// @file
-/// What a reader and its writer share: the transport, its end, and its changes to TLS and back.
+/// What a reader and its writer share: both sides of a connection, its end, and its changes to TLS and back.
 #ifndef UPGRADEABLE_STREAMS_DETAIL_CONNECTION_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_CONNECTION_HPP
 
@@ -7,7 +7,7 @@
 #include <upgradeable_streams/detail/erased_stream.hpp>
 #include <upgradeable_streams/detail/handshake_limit.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
-#include <upgradeable_streams/detail/transport.hpp>
+#include <upgradeable_streams/detail/read_side.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 
@@ -37,7 +37,7 @@ namespace upgradeable_streams::detail
 ///
 /// Concurrency: used on one executor, a strand where the io_context has several threads. Lifetime: an operation under
 /// way holds a shared_ptr.
-class connection : public transport
+class connection : public read_side
 {
 public:
     const std::optional<socket_address>& peername() const { return peername_; }
@@ -111,7 +111,7 @@ public:
     void write(std::string_view data)
     {
         throw_if_write_ended();
-        transport::write(data);
+        read_side::write(data);
     }
 
     void write_eof();
@@ -156,7 +156,7 @@ public:
 
 protected:
     connection(const asio::any_io_executor& executor, const connection_settings& settings)
-        : transport(executor, settings.strand), limit_(settings.limit), handshakes_(settings.handshakes)
+        : read_side(executor, settings.strand), limit_(settings.limit), handshakes_(settings.handshakes)
     {
         set_operation_timeout(settings.operation_timeout);
     }

@@ -59,7 +59,7 @@ protected:
     /// asio::error::would_block when there is nothing.
     virtual std::size_t read_some(asio::mutable_buffer buffer, asio::error_code& error) = 0;
 
-    /// Waits until there may be more. May put it into what transport::room gives, and tells how much with `arrived`.
+    /// Waits until there may be more. May put it into what read_side::room gives, and tells how much with `arrived`.
     virtual void async_receive(read_handler handler) = 0;
 
     /// Tells that nothing is known, asio::error::would_block, when others have had their turn. Not for cancel to end,
@@ -71,7 +71,7 @@ protected:
 
     virtual write_result write_some(asio::const_buffer data) = 0;
 
-    /// Waits until write_some can go on, and may write of `data`. Calls transport::written in the end.
+    /// Waits until write_some can go on, and may write of `data`. Calls write_side::written in the end.
     virtual void async_write(asio::const_buffer data) = 0;
 
     /// Whether all that was written, and all that the stream says by itself, was handed to the socket or never will be.
