@@ -582,7 +582,7 @@ TEST_CASE("open_connection: connect_timeout covers the resolver")
         });
 }
 
-TEST_CASE("open_connection: a server that is silent in the handshake is errc::handshake_timeout")
+TEST_CASE("open_connection: a server that is silent in the handshake is errc::handshake_timeout, and the error names it")
 {
     leaves_nothing_open(
         []() -> awaitable<void>
@@ -590,8 +590,11 @@ TEST_CASE("open_connection: a server that is silent in the handshake is errc::ha
             listener server(co_await asio::this_coro::executor);
             us::connection_options options = with_tls();
             options.ssl_handshake_timeout = soon;
-            const std::error_code error = co_await error_of(us::open_connection("127.0.0.1", server.port(), options));
-            CHECK(error == us::errc::handshake_timeout);
+            options.server_hostname = "mail.example";
+            const auto error =
+                co_await exception_of<us::tls_error>(us::open_connection("127.0.0.1", server.port(), options));
+            CHECK(error.code() == us::errc::handshake_timeout);
+            CHECK_THAT(error.what(), test::starts_with("TLS upgrade with mail.example: "));
         });
 }
 

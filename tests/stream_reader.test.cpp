@@ -1436,15 +1436,17 @@ TEST_CASE("reader: a read that lets others have their turn can be cancelled, and
         });
 }
 
-TEST_CASE("is_tls: false in plain text, true after the upgrade")
+TEST_CASE("is_tls: of a reader and a writer, false in plain text, true after the upgrade")
 {
     test::run(
         []() -> awaitable<void>
         {
             raw_link plain = co_await link_with_raw_peer();
             CHECK(!plain.reader.is_tls());
+            CHECK(!plain.writer.is_tls());
             raw_link tls = co_await link_with_raw_peer(options_of(true));
             CHECK(tls.reader.is_tls());
+            CHECK(tls.writer.is_tls());
         });
 }
 

@@ -1111,6 +1111,27 @@ TEST_CASE("abort: ends the connection at once, whatever is queued, and a pending
         });
 }
 
+TEST_CASE("abort: in plain text the peer sees an end like any other, with SO_LINGER of 0 that it was cut off")
+{
+    const bool lingers = GENERATE(false, true);
+    CAPTURE(lingers);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_with_raw_peer();
+            const ::linger at_once = {.l_onoff = 1, .l_linger = 0};
+            if (lingers)
+                ::setsockopt(link.writer.get_extra_info<"socket">().value(), SOL_SOCKET, SO_LINGER, &at_once,
+                             sizeof at_once);
+            link.writer.abort();
+            char byte = 0;
+            const auto received = ::recv(link.peer.descriptor(), &byte, 1, 0);
+            CHECK(received == (lingers ? -1 : 0));
+            if (lingers)
+                CHECK(errno == ECONNRESET);
+        });
+}
+
 TEST_CASE("write_eof: ends writing after what is queued, while reading goes on")
 {
     const bool tls = GENERATE(false, true);

@@ -447,3 +447,26 @@ TEMPLATE_TEST_CASE(
     CHECK(!run([&](auto handler) { stream.async_shutdown({}, std::move(handler)); }));
     peer.get();
 }
+
+TEMPLATE_TEST_CASE("describe: tells of an upgrade that was begun with any token what start_tls would have thrown", "",
+                   with_ssl_stream, with_tls_stream)
+{
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    auto peer = play(std::move(raw),
+                     [](test::raw_peer& p)
+                     {
+                         p.send_all("454 TLS not available\r\n");
+                         p.recv_all();
+                     });
+    stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
+    outcome upgraded;
+    stream.async_start_tls({}, into(upgraded));
+    run_until_done(io, upgraded);
+    const us::tls_error told = stream.describe(upgraded.error);
+    CHECK(upgraded.error);
+    CHECK(told.code() == upgraded.error);
+    CHECK(told.received() == "454 TLS not available\r\n");
+    CHECK_THAT(told.what(), test::starts_with("TLS upgrade with localhost, answered with \"454 TLS not available"));
+    peer.get();
+}

@@ -156,7 +156,8 @@ public:
     asio::awaitable<void> wait_closed() { return wait_closed(handle_); }
 
     /// Ends the server in good order and in time: `close`, `close_clients`, and when `grace` has passed `abort_clients`
-    /// for those that are still open. Waits as wait_closed, for handlers too.
+    /// for those that are still open. Waits as wait_closed, for handlers too: one that awaits something else than its
+    /// connection is not hurried, and needs a deadline of its own.
     ///
     /// Errors: std::invalid_argument for a `grace` that is not greater than zero. Cancellation: nothing is aborted.
     asio::awaitable<void> shutdown(std::chrono::steady_clock::duration grace)

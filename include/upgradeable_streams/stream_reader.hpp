@@ -104,6 +104,7 @@ public:
         return handle_->connection()->at_eof();
     }
 
+    /// Whether the connection is encrypted.
     bool is_tls() const
     {
         handle_->check_epoch();

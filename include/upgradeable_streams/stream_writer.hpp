@@ -102,6 +102,8 @@ public:
     /// Errors: errc::operation_timeout, which leaves the connection as it is. Cancellation: changes nothing.
     asio::awaitable<void> drain() { return drain(handle_); }
 
+    /// With a high mark of 0 a drain waits until all was handed to the socket.
+    ///
     /// Errors: std::invalid_argument unless high >= low.
     void set_write_buffer_limits(const write_buffer_limits& limits)
     {
@@ -134,7 +136,7 @@ public:
     }
 
     /// Ends writing after what is queued, while reading goes on: a FIN in plain text, a close_notify under TLS 1.3
-    /// (RFC 8446 section 6.1).
+    /// (RFC 8446 section 6.1). To write after it is std::errc::broken_pipe.
     ///
     /// Errors: std::errc::operation_not_supported unless can_write_eof.
     void write_eof()
@@ -165,8 +167,11 @@ public:
         handle_->connection()->close();
     }
 
-    /// Closes at once: what is queued is lost, and under TLS the peer is not told (asyncio's transport.abort). Pending
-    /// reads end with errc::connection_closed.
+    /// Closes at once: what is queued is lost (asyncio's transport.abort). Pending reads end with
+    /// errc::connection_closed.
+    ///
+    /// Under TLS the peer is not told, and sees that it was cut off. In plain text it sees an end like any other, unless
+    /// SO_LINGER with a time of 0 was set on `get_extra_info<"socket">()`.
     void abort()
     {
         handle_->check_epoch();
@@ -182,13 +187,21 @@ public:
     asio::any_io_executor get_executor() const { return handle_->connection()->get_executor(); }
 
     /// Whether nothing more will be written through this writer: after close, when the connection was lost, and once
-    /// start_tls or stop_tls has begun, for a writer from before.
+    /// start_tls or stop_tls has begun, for a writer from before. That the peer has ended an idle connection is not
+    /// noticed before a read.
     bool is_closing() const { return handle_->connection()->is_closing(handle_->epoch()); }
 
     /// Waits until the connection is closed.
     ///
     /// Errors: the reason, when the connection was lost before all was sent. Cancellation: changes nothing.
     asio::awaitable<void> wait_closed() { return wait_closed(handle_); }
+
+    /// As a stream_reader's.
+    bool is_tls() const
+    {
+        handle_->check_epoch();
+        return handle_->connection()->is_tls();
+    }
 
     /// Whether start_tls can begin: in plain text, and a TLS context was given.
     bool is_upgradeable() const

@@ -26,7 +26,7 @@ enum class tls_role
 };
 
 /// What a TLS upgrade needs. Given when a stream is made, and at the upgrade to override that; what is left out
-/// at the upgrade keeps its earlier value.
+/// at the upgrade keeps its earlier value. Views are used in the call only.
 struct tls_options
 {
     /// The stream shares ownership of the underlying SSL_CTX, so the context object itself may go, unless it has a

@@ -64,7 +64,7 @@ static_assert(std::is_trivially_destructible_v<stop_tls_options>);
 ///
 /// Cancellation: a cancelled read leaves the stream as it was. A cancelled write or shutdown of an encrypted stream
 /// may leave half a record behind, so every later operation reports errc::stream_unusable. A cancelled upgrade or stop
-/// closes the stream.
+/// closes the stream. `lowest_layer().close()` ends whatever is pending with asio::error::operation_aborted.
 ///
 /// Concurrency: one read and one write may be pending at a time, in either state, and nothing beside an upgrade or its
 /// reverse. With an io_context that runs on several threads, all use of a stream belongs on one strand.
@@ -167,9 +167,8 @@ public:
     ///
     /// Errors: std::invalid_argument at the call for options that make no sense, among them a client that verifies and
     /// has no server_hostname; errc::not_upgradeable, already_tls, upgrade_in_progress, plaintext_injection,
-    /// handshake_timeout, alpn_not_agreed; asio::error::no_memory; OpenSSL's own. Why a certificate was not accepted is
-    /// told by SSL_get_verify_result(native_handle()). In TLS 1.3 a server's refusal of the client's certificate
-    /// reaches the client at its first read (RFC 8446 section 4.4.2.4).
+    /// handshake_timeout, alpn_not_agreed; asio::error::no_memory; OpenSSL's own. `describe` tells more. In TLS 1.3 a
+    /// server's refusal of the client's certificate reaches the client at its first read (RFC 8446 section 4.4.2.4).
     template <typename Token = asio::default_completion_token_t<executor_type>>
     auto async_start_tls(const tls_options& options = {}, Token&& token = {})
     {
@@ -184,6 +183,10 @@ public:
     {
         return await_upgrade(state_, request_upgrade(options));
     }
+
+    /// What an upgrade that ended with `error` tells: why a certificate was not accepted, or what a peer sent in place
+    /// of TLS.
+    tls_error describe(const asio::error_code& error) const { return state_->describe(error); }
 
     /// Goes back to plain text, once both sides have agreed on it (FTP's CCC, RFC 4217; LDAP, RFC 4511 section 4.14.3):
     /// sends a close_notify and awaits the peer's. The signature is void(asio::error_code).

@@ -184,8 +184,8 @@ private:
     void check_change() const;
 
     template <typename Step>
-    asio::awaitable<void> change(std::chrono::steady_clock::duration timeout, errc late, const char* what, Step step,
-                                 std::optional<handshake_limit::place>* place = nullptr);
+    asio::awaitable<void> change(std::chrono::steady_clock::duration timeout, errc late, const tls_settings* begun,
+                                 Step step, std::optional<handshake_limit::place>* place = nullptr);
 
     std::atomic<unsigned> epoch_ = 0; ///< Counts the changes; handles of an earlier one are void. Read on any thread.
     bool changing_ = false;           ///< To TLS or back.
@@ -374,14 +374,17 @@ inline void connection::check_change() const
     throw_if_write_ended();
 }
 
-/// Sends what is queued, and then takes the step.
+/// Sends what is queued, and then takes the step: to TLS with what is `begun`, or back to plain text.
 template <typename Step>
-asio::awaitable<void> connection::change(std::chrono::steady_clock::duration timeout, errc late, const char* what,
-                                         Step step, std::optional<handshake_limit::place>* place)
+asio::awaitable<void> connection::change(std::chrono::steady_clock::duration timeout, errc late,
+                                         const tls_settings* begun, Step step,
+                                         std::optional<handshake_limit::place>* place)
 {
+    std::string what;
     changing_ = true;
     try
     {
+        what = begun ? name_of_upgrade(*begun) : "end of TLS";
         const expiry deadline(*this, timeout, late, place);
         co_await flush();
         co_await step();
@@ -417,8 +420,9 @@ inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request
     const auto shake_hands = [this, &request, &place]() -> asio::awaitable<void>
     {
         if (eof_)
-            throw tls_error(asio::error::eof, "TLS upgrade, before which the peer closed the connection", X509_V_OK,
-                            {});
+            throw tls_error(asio::error::eof,
+                            name_of_upgrade(request->settings) + ", before which the peer closed the connection",
+                            X509_V_OK, {});
         if (handshakes_)
         {
             place.emplace(handshakes_, get_executor(), changed_);
@@ -433,7 +437,7 @@ inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request
         drop_line(false);
         co_await start_tls(std::move(request));
     };
-    co_await change(request->settings.handshake_timeout, errc::handshake_timeout, "TLS upgrade", shake_hands,
+    co_await change(request->settings.handshake_timeout, errc::handshake_timeout, &request->settings, shake_hands,
                     handshakes_ ? &place : nullptr);
 }
 
@@ -447,7 +451,7 @@ inline asio::awaitable<void> connection::downgrade()
         put_back(plain);
         eof_ = false;
     };
-    co_await change(settings().shutdown_timeout, errc::shutdown_timeout, "end of TLS", close_tls);
+    co_await change(settings().shutdown_timeout, errc::shutdown_timeout, nullptr, close_tls);
 }
 
 inline asio::awaitable<void> connection::upgrade_inner(std::shared_ptr<connection> inner,
@@ -462,7 +466,7 @@ inline asio::awaitable<void> connection::upgrade_inner(std::shared_ptr<connectio
         inner_ = inner;
         co_await inner->upgrade(std::move(request));
     };
-    co_await change(request->settings.handshake_timeout, errc::handshake_timeout, "TLS upgrade", begin);
+    co_await change(request->settings.handshake_timeout, errc::handshake_timeout, &request->settings, begin);
 }
 
 } // namespace upgradeable_streams::detail

@@ -250,7 +250,7 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
                                : 0;
         if (ssl() && reason == SSL_R_CERTIFICATE_VERIFY_FAILED)
             return {error, "TLS upgrade: " + refusal_of_certificate(ssl(), settings), SSL_get_verify_result(ssl()), {}};
-        std::string what = "TLS upgrade";
+        std::string what = name_of_upgrade(settings);
         if (reason > SSL_AD_REASON_OFFSET) // an alert was received
             what += ", refused by the peer";
         if (error == asio::ssl::error::stream_truncated)

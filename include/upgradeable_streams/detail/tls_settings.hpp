@@ -171,6 +171,12 @@ inline openssl_ptr<SSL> tls_settings::make_ssl() const
     return ssl;
 }
 
+/// What failed, for an error.
+inline std::string name_of_upgrade(const tls_settings& settings)
+{
+    return "TLS upgrade" + (settings.server_hostname.empty() ? "" : " with " + settings.server_hostname);
+}
+
 /// Whose certificate was not accepted, for whom, and why.
 inline std::string refusal_of_certificate(SSL* ssl, const tls_settings& settings)
 {
