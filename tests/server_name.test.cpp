@@ -561,6 +561,8 @@ TEST_CASE("contexts_by_name: what cannot be is std::invalid_argument, and the na
     refused({{long_name, &mail}}, "longer than");
     for (const std::string_view bad : {"127.0.0.1", "::1"})
         refused({{bad, &mail}}, "is an address");
+    for (const std::string_view bad : {"a!b.test", "a/b", "*.a:b"})
+        refused({{bad, &mail}}, "\"" + std::string(bad) + "\" holds a character that no client asks for");
     refused({{"mail.test", nullptr}}, "has no context");
     auto of_a_client = us::create_client_context({.verify_peer = false});
     refused({{"mail.test", &of_a_client}}, "without a certificate");

@@ -3,21 +3,20 @@
 #ifndef UPGRADEABLE_STREAMS_CERTIFICATE_HPP
 #define UPGRADEABLE_STREAMS_CERTIFICATE_HPP
 
+#include <upgradeable_streams/detail/openssl.hpp>
+
 #include <asio/ip/address.hpp>
-#include <openssl/evp.h>
-#include <openssl/ssl.h>
+#include <openssl/x509.h>
 #include <openssl/x509_vfy.h>
 #include <openssl/x509v3.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstddef>
 #include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <vector>
 
 namespace upgradeable_streams
@@ -33,10 +32,11 @@ public:
     /// Valid as long as a copy of this object is.
     X509* native_handle() const noexcept { return x509_.get(); }
 
-    /// The distinguished name in the form of RFC 2253, as in `CN=localhost`.
+    /// The distinguished name in the form of RFC 2253, as in `CN=localhost`. Errors: std::bad_alloc.
     std::string subject() const { return text(X509_get_subject_name(x509_.get())); }
     std::string issuer() const { return text(X509_get_issuer_name(x509_.get())); }
 
+    /// Errors: std::runtime_error for a time that is none.
     std::chrono::sys_seconds not_before() const { return time(X509_get0_notBefore(x509_.get())); }
     std::chrono::sys_seconds not_after() const { return time(X509_get0_notAfter(x509_.get())); }
 
@@ -52,55 +52,6 @@ private:
 
     std::shared_ptr<X509> x509_;
 };
-
-namespace detail
-{
-
-struct openssl_delete
-{
-    void operator()(SSL* p) const noexcept { SSL_free(p); }
-    void operator()(SSL_CTX* p) const noexcept { SSL_CTX_free(p); }
-    void operator()(SSL_SESSION* p) const noexcept { SSL_SESSION_free(p); }
-    void operator()(X509_STORE_CTX* p) const noexcept { X509_STORE_CTX_free(p); }
-    void operator()(GENERAL_NAMES* p) const noexcept { GENERAL_NAMES_free(p); }
-    void operator()(STACK_OF(X509_OBJECT)* p) const noexcept { sk_X509_OBJECT_pop_free(p, X509_OBJECT_free); }
-    void operator()(ASN1_TIME* p) const noexcept { ASN1_TIME_free(p); }
-    void operator()(BIO* p) const noexcept { BIO_free(p); }
-    void operator()(unsigned char* p) const noexcept { OPENSSL_free(p); }
-    void operator()(char* p) const noexcept { OPENSSL_free(p); }
-};
-
-template <class T>
-using openssl_ptr = std::unique_ptr<T, openssl_delete>;
-
-using sha256_hash = std::array<unsigned char, 32>;
-
-inline sha256_hash sha256(const void* data, std::size_t size)
-{
-    sha256_hash hash;
-    if (!EVP_Digest(data, size, hash.data(), nullptr, EVP_sha256(), nullptr))
-        throw std::bad_alloc();
-    return hash;
-}
-
-inline std::string base64(const void* data, std::size_t size)
-{
-    std::string text((size + 2) / 3 * 4, '\0'); // and a NUL behind it
-    EVP_EncodeBlock(reinterpret_cast<unsigned char*>(text.data()), static_cast<const unsigned char*>(data), int(size));
-    return text;
-}
-
-/// Of the letters of ASCII.
-inline std::string lower_case(std::string_view text)
-{
-    std::string lower(text);
-    for (char& c : lower)
-        if (c >= 'A' && c <= 'Z')
-            c = char(c - 'A' + 'a');
-    return lower;
-}
-
-} // namespace detail
 
 inline std::vector<std::string> certificate::subject_alt_names() const
 {
@@ -155,7 +106,7 @@ inline std::string certificate::text(const X509_NAME* name)
     const detail::openssl_ptr<BIO> out(BIO_new(BIO_s_mem()));
     char* data = nullptr;
     if (!out || X509_NAME_print_ex(out.get(), name, 0, XN_FLAG_RFC2253) < 0)
-        return {};
+        throw std::bad_alloc();
     const long size = BIO_get_mem_data(out.get(), &data);
     return {data, std::size_t(size)};
 }

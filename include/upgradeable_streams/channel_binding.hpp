@@ -9,7 +9,6 @@
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/tls.hpp>
 
-#include <asio/error.hpp>
 #include <asio/ssl/error.hpp>
 #include <openssl/err.h>
 #include <openssl/evp.h>
@@ -32,7 +31,7 @@ namespace upgradeable_streams
 /// `label` says what they are for, as registered with IANA or beginning with `EXPERIMENTAL`. In TLS 1.2 no context and
 /// an empty one give different bytes, in TLS 1.3 the same.
 ///
-/// Throws std::system_error with OpenSSL's reason, as for a label that TLS itself uses.
+/// Errors: std::system_error with OpenSSL's reason, as for a label that TLS itself uses.
 inline std::string export_keying_material(SSL* ssl, std::string_view label, std::size_t size,
                                           std::optional<std::string_view> context = {})
 {
@@ -50,7 +49,7 @@ inline std::string export_keying_material(SSL* ssl, std::string_view label, std:
 
 /// Returns: the 32 bytes of the channel binding `tls-exporter` (RFC 9266), as SCRAM-SHA-256-PLUS wants them in TLS 1.3.
 ///
-/// Throws std::runtime_error in TLS 1.2 without the extended master secret, where they would not be unique to the
+/// Errors: std::runtime_error in TLS 1.2 without the extended master secret, where they would not be unique to the
 /// session (RFC 9266 section 4.2).
 inline std::string tls_exporter(SSL* ssl)
 {
@@ -64,7 +63,7 @@ inline std::string tls_exporter(SSL* ssl)
 ///
 /// A server that has several certificates learns that of this session, unless the session is a resumed one.
 ///
-/// Throws std::runtime_error when the server has no certificate, or one whose signature has no hash function of its
+/// Errors: std::runtime_error when the server has no certificate, or one whose signature has no hash function of its
 /// own, as Ed25519's, for which the RFC defines nothing.
 inline std::string tls_server_end_point(SSL* ssl)
 {

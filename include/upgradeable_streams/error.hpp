@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -109,29 +110,6 @@ inline std::error_code make_error_code(errc value) noexcept
     return {static_cast<int>(value), category()};
 }
 
-namespace detail
-{
-
-/// What a peer sent, fit to be shown in one line: at most `most` bytes of it, others than printable ASCII escaped.
-inline std::string printable(std::string_view bytes, std::size_t most = 100)
-{
-    std::string text;
-    while (bytes.ends_with('\n') || bytes.ends_with('\r'))
-        bytes.remove_suffix(1);
-    for (const char c : bytes.substr(0, most))
-        if (c >= ' ' && c <= '~')
-            text += c;
-        else
-        {
-            constexpr std::string_view digits = "0123456789abcdef";
-            const auto value = static_cast<unsigned char>(c);
-            (text += "\\x") += {digits[value / 16], digits[value % 16]};
-        }
-    return bytes.size() > most ? text + "..." : text;
-}
-
-} // namespace detail
-
 /// The stream ended before a read was satisfied (asyncio.IncompleteReadError).
 class incomplete_read_error : public std::system_error
 {
@@ -211,6 +189,7 @@ private:
 class connect_error : public std::system_error
 {
 public:
+    /// An address, with its port, and why it could not be connected to.
     struct attempt
     {
         std::string address;

@@ -34,6 +34,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <type_traits>
 #include <typeinfo>
 #include <utility>
@@ -53,7 +54,7 @@ static_assert(std::is_trivially_destructible_v<local_address>);
 /// Options of open_connection and open_unix_connection.
 struct connection_options
 {
-    /// TLS from the first byte, or with `upgradeable` when start_tls is called. Ownership of the SSL_CTX is shared.
+    /// TLS from the first byte, or with `upgradeable` when start_tls is called. Shared as tls_options says.
     asio::ssl::context* ssl = nullptr;
     bool upgradeable = false;
 
@@ -72,7 +73,7 @@ struct connection_options
 
     std::optional<std::chrono::steady_clock::duration> ssl_handshake_timeout = {}; ///< 60 s unless given.
     std::optional<std::chrono::steady_clock::duration> ssl_shutdown_timeout = {};  ///< 30 s unless given.
-    bool suppress_ragged_eofs = false;                                            ///< As in tls_options.
+    bool suppress_ragged_eofs = false;                                             ///< As in tls_options.
 
     /// The side that an adopted socket takes in TLS; others are the client.
     tls_role role = tls_role::client;
@@ -81,8 +82,8 @@ struct connection_options
     std::chrono::steady_clock::duration connect_timeout = std::chrono::seconds(60);
 
     // Of TCP connections only:
-    std::optional<local_address> local_addr = {};
-    ip_family family = ip_family::any;
+    std::optional<local_address> local_addr = {}; ///< Chosen by the system unless given.
+    ip_family family = ip_family::any;            ///< Of the addresses that are tried.
 
     /// The time between the starts of two attempts (RFC 8305 section 5); without it one address is tried after the
     /// other.
@@ -106,20 +107,19 @@ static_assert(std::is_trivially_destructible_v<connection_options>);
 ///
 /// Concurrency: the connection belongs to the executor of the coroutine that awaits. Where several threads run that, it
 /// must be a strand; a thread_pool itself is refused with std::invalid_argument.
-asio::awaitable<std::pair<stream_reader, stream_writer>>
-open_connection(std::string_view host, port_number port, const connection_options& options = {});
+asio::awaitable<stream_pair> open_connection(std::string_view host, port_number port,
+                                             const connection_options& options = {});
 
-/// Makes a pair of a connected socket, or of any AsyncStream with a lowest_layer; it belongs to the socket's executor.
+/// Makes a pair of a connected socket, or of an AsyncStream over one whose lowest_layer has an Asio socket's functions.
+/// It belongs to the socket's executor.
 ///
-/// Errors: std::invalid_argument for a socket that is not open, or options of connecting.
+/// Errors: std::invalid_argument for a socket that is not open, and for local_addr, family and interleave.
 template <typename Socket>
     requires requires { typename Socket::lowest_layer_type; }
-asio::awaitable<std::pair<stream_reader, stream_writer>> open_connection(Socket socket,
-                                                                         const connection_options& options = {});
+asio::awaitable<stream_pair> open_connection(Socket socket, const connection_options& options = {});
 
 /// Connects to a Unix domain socket (asyncio.open_unix_connection); errors as open_connection.
-asio::awaitable<std::pair<stream_reader, stream_writer>> open_unix_connection(std::string_view path,
-                                                                              const connection_options& options = {});
+asio::awaitable<stream_pair> open_unix_connection(std::string_view path, const connection_options& options = {});
 
 namespace detail
 {
@@ -156,7 +156,7 @@ inline void refuse_thread_pool(const asio::any_io_executor& executor)
 
 /// Makes a pair of a socket, after the handshake when TLS is to begin at once.
 template <typename Socket>
-asio::awaitable<std::pair<stream_reader, stream_writer>> pair_up(Socket socket, connection_settings settings, bool tls)
+asio::awaitable<stream_pair> pair_up(Socket socket, connection_settings settings, bool tls)
 {
     const auto c = std::make_shared<stream_connection<Socket>>(std::move(socket), settings);
     if (tls)
@@ -164,8 +164,8 @@ asio::awaitable<std::pair<stream_reader, stream_writer>> pair_up(Socket socket, 
     co_return make_handles(c, c->epoch());
 }
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>>
-open_tcp_connection(std::shared_ptr<tcp_connector> connector, connection_settings settings, bool tls)
+inline asio::awaitable<stream_pair> open_tcp_connection(std::shared_ptr<tcp_connector> connector,
+                                                        connection_settings settings, bool tls)
 {
     refuse_thread_pool(co_await asio::this_coro::executor);
     asio::ip::tcp::socket socket = co_await connector->connect();
@@ -174,9 +174,8 @@ open_tcp_connection(std::shared_ptr<tcp_connector> connector, connection_setting
     co_return pair;
 }
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>>
-open_unix_connection(std::string path, std::chrono::steady_clock::duration timeout, connection_settings settings,
-                     bool tls)
+inline asio::awaitable<stream_pair> open_unix_connection(std::string path, std::chrono::steady_clock::duration timeout,
+                                                         connection_settings settings, bool tls)
 {
     asio::error_code error;
     const auto executor = co_await asio::this_coro::executor;
@@ -213,8 +212,8 @@ open_unix_connection(std::string path, std::chrono::steady_clock::duration timeo
 
 } // namespace detail
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>>
-open_connection(std::string_view host, port_number port, const connection_options& options)
+inline asio::awaitable<stream_pair> open_connection(std::string_view host, port_number port,
+                                                    const connection_options& options)
 {
     if (options.role == tls_role::server)
         throw std::invalid_argument("role is for adopted sockets; who connects is the client");
@@ -225,8 +224,7 @@ open_connection(std::string_view host, port_number port, const connection_option
 
 template <typename Socket>
     requires requires { typename Socket::lowest_layer_type; }
-asio::awaitable<std::pair<stream_reader, stream_writer>> open_connection(Socket socket,
-                                                                         const connection_options& options)
+asio::awaitable<stream_pair> open_connection(Socket socket, const connection_options& options)
 {
     using any_socket = asio::generic::stream_protocol::socket;
     detail::refuse_tcp_options(options);
@@ -244,8 +242,7 @@ asio::awaitable<std::pair<stream_reader, stream_writer>> open_connection(Socket 
         return detail::pair_up<Socket>(std::move(socket), std::move(settings), tls);
 }
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>>
-open_unix_connection(std::string_view path, const connection_options& options)
+inline asio::awaitable<stream_pair> open_unix_connection(std::string_view path, const connection_options& options)
 {
     detail::refuse_tcp_options(options);
     if (options.role == tls_role::server)

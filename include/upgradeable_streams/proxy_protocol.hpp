@@ -65,9 +65,9 @@ inline bool may_begin_with(std::string_view bytes, std::string_view whole)
     return whole.starts_with(bytes.substr(0, whole.size()));
 }
 
-/// Takes a word and the end of it off `line`; empty while more of them may come.
-inline std::optional<std::string_view> take_word(std::string_view& line, std::string_view alphabet, std::size_t longest,
-                                                 std::string_view end)
+/// Takes a field and the end of it off `line`; empty while more of them may come.
+inline std::optional<std::string_view> take_field(std::string_view& line, std::string_view alphabet,
+                                                  std::size_t longest, std::string_view end)
 {
     const std::string_view word = line.substr(0, line.find_first_not_of(alphabet));
     const std::string_view behind = line.substr(word.size());
@@ -110,14 +110,14 @@ inline std::optional<proxy_header> parse_proxy_line(std::string_view received, s
     std::array<std::uint16_t, 2> ports;
     for (auto& address : addresses)
     {
-        const auto word = take_word(line, alphabet, is_v6 ? 39 : 15, " ");
+        const auto word = take_field(line, alphabet, is_v6 ? 39 : 15, " ");
         if (!word)
             return std::nullopt;
         address = parse_proxy_address(*word, is_v6);
     }
     for (auto& port : ports)
     {
-        const auto word = take_word(line, "0123456789", 5, &port == &ports.front() ? " " : "\r\n");
+        const auto word = take_field(line, "0123456789", 5, &port == &ports.front() ? " " : "\r\n");
         if (!word)
             return std::nullopt;
         port = parse_proxy_port(*word);

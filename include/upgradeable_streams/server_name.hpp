@@ -3,8 +3,10 @@
 #ifndef UPGRADEABLE_STREAMS_SERVER_NAME_HPP
 #define UPGRADEABLE_STREAMS_SERVER_NAME_HPP
 
-#include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/byte_order.hpp>
 #include <upgradeable_streams/detail/context_data.hpp>
+#include <upgradeable_streams/detail/openssl.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
 
 #include <asio/ip/address.hpp>
@@ -50,6 +52,15 @@ inline std::string normalized_name(std::string_view name)
     if (name.ends_with('.'))
         name.remove_suffix(1);
     return lower_case(name);
+}
+
+/// Labels of letters, digits, hyphens and underscores.
+inline bool is_host_name(std::string_view name)
+{
+    const auto is_allowed = [](char c)
+    { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.'; };
+    return !name.empty() && name.size() <= 253 && std::ranges::all_of(name, is_allowed) && !name.starts_with('.') &&
+           !name.ends_with('.') && name.find("..") == name.npos;
 }
 
 /// Kept in the SSL_CTX of a server: which SSL_CTX takes its place for which name.
@@ -100,14 +111,14 @@ inline void contexts_by_name::add(const named_context& context)
         refuse("is no wildcard that can be; the star stands for the whole first label, as in *.example");
     if (labels.starts_with('.') || labels.ends_with('.') || labels.find("..") != labels.npos)
         refuse("has an empty label");
-    if (std::ranges::any_of(labels, [](unsigned char c) { return c <= ' ' || c >= 0x7f; }))
-        refuse("holds a character that is not printable ASCII; give an internationalised name as A-labels (xn--...)");
-    if (name.size() > 253)
-        refuse("is longer than a DNS name can be");
+    if (const char* const reason = why_no_dns_name(name))
+        refuse(reason);
     asio::error_code not_an_address;
     asio::ip::make_address(name, not_an_address);
     if (!not_an_address)
         refuse("is an address; clients ask for DNS names only");
+    if (!is_host_name(labels))
+        refuse("holds a character that no client asks for");
     if (!context.ssl)
         refuse("has no context");
     if (context_data<contexts_by_name>(context.ssl->native_handle()))
@@ -130,10 +141,9 @@ inline SSL_CTX* contexts_by_name::find(const std::optional<std::string>& name) c
             return found->second.get();
     }
     X509* const certificate = SSL_CTX_get0_certificate(own_);
-    const unsigned flags = X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT;
     const bool is_refused =
         is_unknown_refused_ &&
-        !(name && certificate && X509_check_host(certificate, name->data(), name->size(), flags, nullptr) == 1);
+        !(name && certificate && X509_check_host(certificate, name->data(), name->size(), host_flags, nullptr) == 1);
     return is_refused ? nullptr : own_;
 }
 
@@ -143,15 +153,6 @@ inline bool contexts_by_name::is_right(SSL* ssl) const
     return find(name ? std::optional(normalized_name(name)) : std::nullopt) == SSL_get_SSL_CTX(ssl);
 }
 
-/// Labels of letters, digits, hyphens and underscores.
-inline bool is_host_name(std::string_view name)
-{
-    const auto is_allowed = [](char c)
-    { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.'; };
-    return !name.empty() && name.size() <= 253 && std::ranges::all_of(name, is_allowed) && !name.starts_with('.') &&
-           !name.ends_with('.') && name.find("..") == name.npos;
-}
-
 /// The name that a ClientHello asks for, if it does. False when that is malformed (RFC 6066 section 3).
 inline bool read_server_name(SSL* ssl, std::optional<std::string>& name)
 {
@@ -159,13 +160,12 @@ inline bool read_server_name(SSL* ssl, std::optional<std::string>& name)
     std::size_t size = 0;
     if (!SSL_client_hello_get0_ext(ssl, TLSEXT_TYPE_server_name, &data, &size))
         return true;
-    const auto number_at = [&](std::size_t at) { return std::size_t(data[at]) << 8 | data[at + 1]; };
+    const std::string_view list(reinterpret_cast<const char*>(data), size);
     constexpr std::size_t header = 5; // of the list its size, of the one entry its type and size
-    if (size <= header || number_at(0) != size - 2 || data[2] != TLSEXT_NAMETYPE_host_name ||
-        number_at(3) != size - header)
+    if (size <= header || parse_big_endian(list.substr(0, 2)) != size - 2 || list[2] != TLSEXT_NAMETYPE_host_name ||
+        parse_big_endian(list.substr(3, 2)) != size - header)
         return false;
-    const std::string_view host(reinterpret_cast<const char*>(data) + header, size - header);
-    name = normalized_name(host);
+    name = normalized_name(list.substr(header));
     return is_host_name(*name);
 }
 

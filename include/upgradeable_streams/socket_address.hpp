@@ -17,6 +17,7 @@
 namespace upgradeable_streams
 {
 
+/// Which IP addresses are used.
 enum class ip_family
 {
     any,

@@ -23,10 +23,8 @@
 #include <asio/this_coro.hpp>
 
 #include <chrono>
-#include <concepts>
 #include <cstddef>
 #include <exception>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -57,7 +55,7 @@ using proxy_filter = callable_view<bool(const socket_address&)>;
 /// Options of start_server and start_unix_server.
 struct server_options
 {
-    /// TLS from the first byte, or with `upgradeable` when the handler calls start_tls.
+    /// TLS from the first byte, or with `upgradeable` when the handler calls start_tls. Shared as tls_options says.
     asio::ssl::context* ssl = nullptr;
     bool upgradeable = false;
 
@@ -80,11 +78,11 @@ struct server_options
     std::optional<std::chrono::steady_clock::duration> ssl_shutdown_timeout = {};  ///< 30 s unless given.
     bool suppress_ragged_eofs = false;                                            ///< As in tls_options.
 
-    ip_family family = ip_family::any;
+    ip_family family = ip_family::any;                       ///< Of the addresses that are bound.
     int backlog = asio::socket_base::max_listen_connections; ///< Of connections that wait to be accepted.
-    bool reuse_address = true;
-    bool reuse_port = false;
-    bool keep_alive = false;
+    bool reuse_address = true; ///< Bind in spite of earlier connections that linger (SO_REUSEADDR); of TCP.
+    bool reuse_port = false;   ///< Share the port with other processes that do (SO_REUSEPORT); of TCP.
+    bool keep_alive = false;   ///< Of each connection (SO_KEEPALIVE); of TCP.
 
     /// False only binds; server::start_serving or serve_forever begins to listen.
     bool start_serving = true;
@@ -166,13 +164,15 @@ public:
         return shutdown(handle_, grace);
     }
 
+    /// Whether it listens.
     bool is_serving() const { return handle_->listener->is_serving(); }
 
     /// The addresses bound, with the port that was picked; empty once closed.
     std::vector<socket_address> sockets() const { return handle_->listener->sockets(); }
 
-    /// Uses another context for connections accepted from now on. Errors: errc::not_upgradeable for a server that was
-    /// started without one; std::invalid_argument for a client's.
+    /// Uses another context, shared as tls_options says, for connections accepted from now on.
+    ///
+    /// Errors: errc::not_upgradeable for a server that was started without one; std::invalid_argument for a client's.
     void set_ssl_context(asio::ssl::context& ssl) { handle_->listener->set_ssl_context(ssl); }
 
 private:

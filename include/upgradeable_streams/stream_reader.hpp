@@ -31,11 +31,14 @@ namespace upgradeable_streams
 class stream_reader;
 class stream_writer;
 
+/// A connection (asyncio's `reader, writer`).
+using stream_pair = std::pair<stream_reader, stream_writer>;
+
 namespace detail
 {
 /// Handles that are void until the connection has come to `epoch`.
-std::pair<stream_reader, stream_writer> make_handles(std::shared_ptr<connection> c, unsigned epoch);
-}
+stream_pair make_handles(std::shared_ptr<connection> c, unsigned epoch);
+} // namespace detail
 
 /// Reads bytes and lines from a connection.
 ///
@@ -112,7 +115,7 @@ public:
     }
 
 private:
-    friend std::pair<stream_reader, stream_writer> detail::make_handles(std::shared_ptr<detail::connection>, unsigned);
+    friend stream_pair detail::make_handles(std::shared_ptr<detail::connection>, unsigned);
     using shared_handle = detail::checked_ptr<detail::handle>;
 
     enum class kind

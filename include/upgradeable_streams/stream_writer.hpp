@@ -22,8 +22,8 @@
 #include <optional>
 #include <ranges>
 #include <stdexcept>
-#include <string>
 #include <string_view>
+#include <system_error>
 #include <type_traits>
 #include <utility>
 
@@ -61,10 +61,9 @@ inline constexpr tls_place within_tls = tls_place::within_tls;
 namespace detail
 {
 template <typename Stream>
-asio::awaitable<std::pair<stream_reader, stream_writer>> start_inner_tls(checked_ptr<handle> outside,
-                                                                         std::unique_ptr<upgrade_request> request);
+asio::awaitable<stream_pair> start_inner_tls(checked_ptr<handle> outside, std::unique_ptr<upgrade_request> request);
 class inner_stream;
-}
+} // namespace detail
 
 /// Writes to a connection and closes it.
 ///
@@ -170,8 +169,8 @@ public:
     /// Closes at once: what is queued is lost (asyncio's transport.abort). Pending reads end with
     /// errc::connection_closed.
     ///
-    /// Under TLS the peer is not told, and sees that it was cut off. In plain text it sees an end like any other, unless
-    /// SO_LINGER with a time of 0 was set on `get_extra_info<"socket">()`.
+    /// Under TLS the peer is not told, and sees that it was cut off. In plain text it sees an end like any other,
+    /// unless SO_LINGER with a time of 0 was set on `get_extra_info<"socket">()`.
     void abort()
     {
         handle_->check_epoch();
@@ -237,19 +236,21 @@ public:
     ///
     /// Cancellation: closes the connection.
     template <tls_place Place = tls_place::over_plain_text>
-    asio::awaitable<std::pair<stream_reader, stream_writer>> start_tls(const tls_options& options = {})
+    asio::awaitable<stream_pair> start_tls(const tls_options& options = {})
     {
         if (!options.received.empty())
             throw std::invalid_argument("start_tls of a stream_writer knows what was received; do not give it");
         const detail::connection& c = **handle_;
         constexpr bool is_inner = Place == tls_place::within_tls;
-        if (is_inner && options.server_hostname.empty() &&
-            options.role.value_or(c.settings().role) == tls_role::client)
+        if (is_inner && options.server_hostname.empty() && options.role.value_or(c.settings().role) == tls_role::client)
             throw std::invalid_argument("start_tls<within_tls> needs server_hostname: the name of the inner server");
         auto request = std::make_unique<detail::upgrade_request>(c.settings(), options, is_inner || !c.ssl());
         if constexpr (is_inner) // a name that depends on Place: inner_stream is defined where pairs are made
-            return detail::start_inner_tls<std::conditional_t<is_inner, detail::inner_stream, void>>(
-                handle_, std::move(request));
+        {
+            using stream = std::conditional_t<is_inner, detail::inner_stream, void>;
+            static_assert(requires { sizeof(stream); }, "start_tls<within_tls> needs <upgradeable_streams.hpp>");
+            return detail::start_inner_tls<stream>(handle_, std::move(request));
+        }
         else
             return start_tls(handle_, std::move(request));
     }
@@ -266,7 +267,7 @@ public:
     /// errc::shutdown_timeout, and as upgradeable_stream::async_stop_tls.
     ///
     /// Cancellation: closes the connection.
-    asio::awaitable<std::pair<stream_reader, stream_writer>> stop_tls() { return stop_tls(handle_); }
+    asio::awaitable<stream_pair> stop_tls() { return stop_tls(handle_); }
 
     /// What the handshake negotiated, and with whom; empty in plain text.
     std::optional<tls_session> session() const
@@ -320,21 +321,21 @@ public:
     }
 
 private:
-    friend std::pair<stream_reader, stream_writer> detail::make_handles(std::shared_ptr<detail::connection>, unsigned);
+    friend stream_pair detail::make_handles(std::shared_ptr<detail::connection>, unsigned);
     using shared_handle = detail::checked_ptr<detail::handle>;
 
     explicit stream_writer(shared_handle handle) : handle_(std::move(handle)) {}
 
     static asio::awaitable<void> drain(shared_handle handle);
     static asio::awaitable<void> wait_closed(shared_handle handle);
-    static asio::awaitable<std::pair<stream_reader, stream_writer>>
-    start_tls(shared_handle handle, std::unique_ptr<detail::upgrade_request> request);
-    static asio::awaitable<std::pair<stream_reader, stream_writer>> stop_tls(shared_handle handle);
+    static asio::awaitable<stream_pair> start_tls(shared_handle handle,
+                                                  std::unique_ptr<detail::upgrade_request> request);
+    static asio::awaitable<stream_pair> stop_tls(shared_handle handle);
 
     shared_handle handle_;
 };
 
-inline std::pair<stream_reader, stream_writer> detail::make_handles(std::shared_ptr<connection> c, unsigned epoch)
+inline stream_pair detail::make_handles(std::shared_ptr<connection> c, unsigned epoch)
 {
     const auto shared = std::make_shared<handle>(std::move(c), epoch);
     return {stream_reader(shared), stream_writer(shared)};
@@ -356,8 +357,8 @@ inline asio::awaitable<void> stream_writer::wait_closed(shared_handle handle)
         throw std::system_error(lost);
 }
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>>
-stream_writer::start_tls(shared_handle handle, std::unique_ptr<detail::upgrade_request> request)
+inline asio::awaitable<stream_pair> stream_writer::start_tls(shared_handle handle,
+                                                             std::unique_ptr<detail::upgrade_request> request)
 {
     handle->check_epoch();
     auto upgraded = detail::make_handles(handle->connection(), handle->epoch() + 1);
@@ -365,7 +366,7 @@ stream_writer::start_tls(shared_handle handle, std::unique_ptr<detail::upgrade_r
     co_return upgraded;
 }
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>> stream_writer::stop_tls(shared_handle handle)
+inline asio::awaitable<stream_pair> stream_writer::stop_tls(shared_handle handle)
 {
     handle->check_epoch();
     auto plain = detail::make_handles(handle->connection(), handle->epoch() + 1);

@@ -19,6 +19,7 @@
 namespace upgradeable_streams
 {
 
+/// Who sends the ClientHello, and who answers.
 enum class tls_role
 {
     client,

@@ -180,7 +180,7 @@ inline asio::ssl::context create_client_context(const client_context_options& op
     }
     if (options.max_sessions > 0)
         detail::keep_sessions(handle, options.max_sessions);
-    detail::offer_alpn_protocols(handle, options.alpn_protocols);
+    detail::set_alpn_protocols(handle, options.alpn_protocols);
     detail::log_keys(handle, options.key_log_file);
     return context;
 }
@@ -213,7 +213,7 @@ inline asio::ssl::context create_server_context(const server_context_options& op
         throw std::invalid_argument("require_client_certificate needs client_ca_file or client_ca_data: whose "
                                     "certificates are accepted");
 
-    detail::select_alpn_protocols(handle, options.alpn_protocols);
+    detail::set_alpn_protocols(handle, options.alpn_protocols);
     if (!options.contexts_by_name.empty() || options.refuse_unknown_names)
         detail::choose_contexts_by_name(handle, session_id_context, options.contexts_by_name,
                                         options.refuse_unknown_names);

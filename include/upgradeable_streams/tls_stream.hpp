@@ -3,14 +3,13 @@
 #ifndef UPGRADEABLE_STREAMS_TLS_STREAM_HPP
 #define UPGRADEABLE_STREAMS_TLS_STREAM_HPP
 
-#include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/tls_core.hpp>
 #include <upgradeable_streams/detail/tls_operations.hpp>
 
 #include <asio/async_result.hpp>
 #include <asio/buffer.hpp>
 #include <asio/compose.hpp>
-#include <asio/error.hpp>
 #include <asio/ssl/context.hpp>
 #include <asio/ssl/stream_base.hpp>
 

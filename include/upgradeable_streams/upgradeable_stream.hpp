@@ -144,7 +144,8 @@ public:
 
     /// Writes at least one byte; the signature is void(asio::error_code, std::size_t).
     ///
-    /// Completes when the bytes were handed to the socket.
+    /// Completes when the bytes were handed to the socket. Errors: errc::upgrade_in_progress, stream_unusable; the
+    /// socket's own.
     template <typename ConstBufferSequence, typename Token = asio::default_completion_token_t<executor_type>>
     auto async_write_some(const ConstBufferSequence& buffers, Token&& token = {})
     {

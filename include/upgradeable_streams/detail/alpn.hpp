@@ -41,15 +41,6 @@ inline bool has_alpn_protocols(SSL* ssl)
     return context_data<alpn_protocols>(SSL_get_SSL_CTX(ssl)) != nullptr;
 }
 
-inline void offer_alpn_protocols(SSL_CTX* context, const string_list& protocols)
-{
-    if (protocols.empty())
-        return;
-    const auto& offered = emplace_context_data<alpn_protocols>(context, protocols);
-    if (SSL_CTX_set_alpn_protos(context, offered.data(), offered.size()) != 0)
-        throw std::bad_alloc();
-}
-
 inline int select_alpn_protocol(SSL* ssl, const unsigned char** out, unsigned char* size, const unsigned char* offered,
                                 unsigned offered_size, void*)
 {
@@ -60,12 +51,14 @@ inline int select_alpn_protocol(SSL* ssl, const unsigned char** out, unsigned ch
     return result == OPENSSL_NPN_NEGOTIATED ? SSL_TLSEXT_ERR_OK : SSL_TLSEXT_ERR_ALERT_FATAL;
 }
 
-/// A client that offers protocols of which none is among these is refused.
-inline void select_alpn_protocols(SSL_CTX* context, const string_list& protocols)
+/// A client offers them; a server refuses a client that offers others alone.
+inline void set_alpn_protocols(SSL_CTX* context, const string_list& protocols)
 {
     if (protocols.empty())
         return;
-    emplace_context_data<alpn_protocols>(context, protocols);
+    const auto& kept = emplace_context_data<alpn_protocols>(context, protocols);
+    if (SSL_CTX_set_alpn_protos(context, kept.data(), kept.size()) != 0)
+        throw std::bad_alloc();
     SSL_CTX_set_alpn_select_cb(context, select_alpn_protocol, nullptr);
 }
 

@@ -317,8 +317,6 @@ inline asio::awaitable<void> connection::finish()
             co_await wait_change();
         asio::error_code ignored;
         co_await shutdown(asio::socket_base::shutdown_both, ignored);
-        if (ignored == errc::shutdown_timeout)
-            lose(ignored);
         // A socket closed with bytes unread resets the connection, and what the peer has yet to receive is lost.
         while (!ignored && unread() > 0)
         {
@@ -395,8 +393,10 @@ asio::awaitable<void> connection::change(std::chrono::steady_clock::duration tim
         const bool is_late = lost_ == late;
         lose(error.code());
         abort();
-        if (is_late)
+        if (is_late && begun)
             throw tls_error(late, what, X509_V_OK, {});
+        if (is_late)
+            throw std::system_error(late, what);
         throw;
     }
     catch (...)

@@ -3,7 +3,8 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_CREDENTIALS_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_CREDENTIALS_HPP
 
-#include <upgradeable_streams/certificate.hpp>
+
+#include <upgradeable_streams/detail/openssl.hpp>
 
 #include <asio/buffer.hpp>
 #include <asio/error_code.hpp>

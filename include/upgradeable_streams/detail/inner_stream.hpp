@@ -6,13 +6,11 @@
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/stream_connection.hpp>
 #include <upgradeable_streams/detail/stream_operations.hpp>
-#include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
 #include <upgradeable_streams/stream_writer.hpp>
 
 #include <asio/any_io_executor.hpp>
-#include <asio/async_result.hpp>
 #include <asio/awaitable.hpp>
 #include <asio/buffer.hpp>
 #include <asio/co_spawn.hpp>
@@ -23,11 +21,7 @@
 #include <cstddef>
 #include <exception>
 #include <memory>
-#include <new>
 #include <optional>
-#include <span>
-#include <string>
-#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -41,7 +35,7 @@ public:
     using executor_type = asio::any_io_executor;
     using lowest_layer_type = inner_stream;
 
-    inner_stream(std::shared_ptr<connection> outer, std::pair<stream_reader, stream_writer> handles)
+    inner_stream(std::shared_ptr<connection> outer, stream_pair handles)
         : outer_(std::move(outer)), reader_(std::move(handles.first)), writer_(std::move(handles.second))
     {
     }
@@ -61,8 +55,7 @@ public:
             co_return size;
         };
         return run([read, reader = reader_, memory = asio::mutable_buffer(*asio::buffer_sequence_begin(buffers))]
-                   { return read(reader, memory); },
-                   std::forward<Token>(token));
+                   { return read(reader, memory); }, std::forward<Token>(token));
     }
 
     template <typename ConstBufferSequence, typename Token>
@@ -75,10 +68,9 @@ public:
             co_await outer->flush();
             co_return bytes.size();
         };
-        return run([write, outer = outer_, writer = writer_,
-                    bytes = asio::const_buffer(*asio::buffer_sequence_begin(buffers))]
-                   { return write(outer, writer, bytes); },
-                   std::forward<Token>(token));
+        return run(
+            [write, outer = outer_, writer = writer_, bytes = asio::const_buffer(*asio::buffer_sequence_begin(buffers))]
+            { return write(outer, writer, bytes); }, std::forward<Token>(token));
     }
 
     /// Closes what is outside, in order.
@@ -178,8 +170,7 @@ private:
 
 /// Begins a TLS session inside another.
 template <typename Stream>
-asio::awaitable<std::pair<stream_reader, stream_writer>> start_inner_tls(checked_ptr<handle> outside,
-                                                                         std::unique_ptr<upgrade_request> request)
+asio::awaitable<stream_pair> start_inner_tls(checked_ptr<handle> outside, std::unique_ptr<upgrade_request> request)
 {
     outside->check_epoch();
     const std::shared_ptr<connection> outer = outside->connection();

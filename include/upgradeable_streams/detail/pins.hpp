@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/context_data.hpp>
+#include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/string_list.hpp>
 
 #include <openssl/evp.h>

@@ -3,6 +3,8 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_RECORD_FRAMING_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_RECORD_FRAMING_HPP
 
+#include <upgradeable_streams/detail/byte_order.hpp>
+
 #include <algorithm>
 #include <array>
 #include <cstddef>
@@ -67,10 +69,7 @@ public:
     bool ends_with_close_notify() const { return is_between_records() && may_be_close_notify(); }
 
 private:
-    std::size_t body_size() const
-    {
-        return static_cast<unsigned char>(header_[3]) * std::size_t(256) + static_cast<unsigned char>(header_[4]);
-    }
+    std::size_t body_size() const { return parse_big_endian({&header_[3], 2}); }
 
     /// In TLS 1.3 an alert looks like data: two bytes, their type, what pads them to a power of two, and a tag
     /// (RFC 8446 sections 5.2 and 5.4).

@@ -3,12 +3,12 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_RESUMPTION_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_RESUMPTION_HPP
 
-#include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/context_data.hpp>
+#include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/pins.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 
 #include <openssl/ssl.h>
-#include <openssl/x509v3.h>
 
 #include <algorithm>
 #include <chrono>

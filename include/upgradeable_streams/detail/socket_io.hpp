@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <string_view>
 #include <sys/socket.h>
+#include <system_error>
 #include <type_traits>
 
 namespace upgradeable_streams::detail

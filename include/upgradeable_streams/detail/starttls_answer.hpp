@@ -3,7 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_STARTTLS_ANSWER_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_STARTTLS_ANSWER_HPP
 
-#include <upgradeable_streams/detail/words.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
 #include <upgradeable_streams/stream_writer.hpp>
 #include <upgradeable_streams/tls.hpp>
@@ -34,9 +34,8 @@ struct starttls_answers
     bool closes = false;              ///< The connection, unless it is granted.
 };
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>>
-answer_starttls(stream_reader reader, stream_writer writer, std::string answer,
-                std::optional<asio::awaitable<std::pair<stream_reader, stream_writer>>> upgrade, bool closes)
+inline asio::awaitable<stream_pair> answer_starttls(stream_reader reader, stream_writer writer, std::string answer,
+                                                    std::optional<asio::awaitable<stream_pair>> upgrade, bool closes)
 {
     writer.write(answer);
     if (!upgrade && closes)
@@ -56,14 +55,13 @@ answer_starttls(stream_reader reader, stream_writer writer, std::string answer,
 }
 
 /// Answers with the one that applies, and upgrades where that is `granted`.
-inline asio::awaitable<std::pair<stream_reader, stream_writer>>
-answer_starttls(const stream_reader& reader, const stream_writer& writer, const tls_options& options,
-                const starttls_answers& answers)
+inline asio::awaitable<stream_pair> answer_starttls(const stream_reader& reader, const stream_writer& writer,
+                                                    const tls_options& options, const starttls_answers& answers)
 {
     const bool is_granted = !reader.is_tls() && (options.ssl || writer.is_upgradeable());
     if (is_granted && options.role.value_or(writer.role()) != tls_role::server)
         throw std::invalid_argument("who answers STARTTLS is the server in TLS too: give tls_role::server");
-    std::optional<asio::awaitable<std::pair<stream_reader, stream_writer>>> upgrade;
+    std::optional<asio::awaitable<stream_pair>> upgrade;
     if (is_granted)
         upgrade.emplace(stream_writer(writer).start_tls(options));
     const std::string_view answer = is_granted        ? answers.granted
@@ -73,16 +71,16 @@ answer_starttls(const stream_reader& reader, const stream_writer& writer, const 
 }
 
 /// Answers no.
-inline asio::awaitable<std::pair<stream_reader, stream_writer>>
-refuse_starttls(const stream_reader& reader, const stream_writer& writer, std::string_view answer)
+inline asio::awaitable<stream_pair> refuse_starttls(const stream_reader& reader, const stream_writer& writer,
+                                                    std::string_view answer)
 {
     return answer_starttls(reader, writer, std::string(answer), std::nullopt, false);
 }
 
 /// As answer_starttls, to a line of a word that has no parameters.
-inline asio::awaitable<std::pair<stream_reader, stream_writer>>
-answer_starttls_line(const stream_reader& reader, const stream_writer& writer, std::string_view line,
-                     const tls_options& options, const starttls_answers& answers)
+inline asio::awaitable<stream_pair> answer_starttls_line(const stream_reader& reader, const stream_writer& writer,
+                                                         std::string_view line, const tls_options& options,
+                                                         const starttls_answers& answers)
 {
     take_word(line);
     if (!is_line_end(line))

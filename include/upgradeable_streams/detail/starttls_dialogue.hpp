@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_STARTTLS_DIALOGUE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_STARTTLS_DIALOGUE_HPP
 
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
@@ -77,10 +78,9 @@ public:
     /// Has `talk(dialogue, given...)` lead a dialogue, and closes the connection if it fails. Its result is what the
     /// server is capable of. Errors at the call: those that all clients have.
     template <typename Talk, typename... Given>
-    static asio::awaitable<starttls::negotiated> run(std::string_view protocol, const stream_reader& reader,
-                                                     const stream_writer& writer,
-                                                     const starttls::starttls_options& options, Talk talk,
-                                                     const Given&... given)
+    static asio::awaitable<starttls::negotiated>
+    run(std::string_view protocol, const stream_reader& reader, const stream_writer& writer,
+        const starttls::starttls_options& options, Talk talk, const Given&... given)
     {
         const auto dialogue = std::make_shared<starttls_dialogue>(protocol, reader, writer, options);
         return run(dialogue, talk(*dialogue, given...));
@@ -108,7 +108,7 @@ private:
     stream_writer writer_;
     const starttls_policy policy_;
     const std::chrono::steady_clock::duration timeout_;
-    std::optional<asio::awaitable<std::pair<stream_reader, stream_writer>>> upgrade_;
+    std::optional<asio::awaitable<stream_pair>> upgrade_;
     std::optional<asio::steady_timer> timer_;
     unsigned clock_ = 0; ///< A wait that another number began is out of date.
     bool expired_ = false;
@@ -281,8 +281,8 @@ inline void starttls_dialogue::give_up()
     }
 }
 
-inline asio::awaitable<starttls::negotiated>
-starttls_dialogue::run(std::shared_ptr<starttls_dialogue> dialogue, asio::awaitable<std::vector<std::string>> talk)
+inline asio::awaitable<starttls::negotiated> starttls_dialogue::run(std::shared_ptr<starttls_dialogue> dialogue,
+                                                                    asio::awaitable<std::vector<std::string>> talk)
 {
     const asio::any_io_executor executor = co_await asio::this_coro::executor;
     std::vector<std::string> capabilities;

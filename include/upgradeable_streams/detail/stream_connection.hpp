@@ -9,12 +9,9 @@
 #include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/strand_executor.hpp>
 #include <upgradeable_streams/detail/tls_blocking.hpp>
-#include <upgradeable_streams/socket_address.hpp>
-#include <upgradeable_streams/tls.hpp>
 #include <upgradeable_streams/tls_stream.hpp>
 #include <upgradeable_streams/upgradeable_stream.hpp>
 
-#include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>
 #include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>

@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_DETAIL_STREAM_STATE_HPP
 
 #include <upgradeable_streams/detail/socket_io.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/detail/tls_limits.hpp>
 #include <upgradeable_streams/detail/tls_link.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
@@ -11,7 +12,6 @@
 
 #include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>
-#include <asio/cancellation_type.hpp>
 #include <asio/error.hpp>
 #include <asio/socket_base.hpp>
 #include <asio/post.hpp>
@@ -23,9 +23,7 @@
 #include <cstddef>
 #include <memory>
 #include <new>
-#include <optional>
 #include <string>
-#include <string_view>
 #include <system_error>
 #include <utility>
 #include <variant>

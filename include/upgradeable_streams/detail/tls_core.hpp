@@ -3,7 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_TLS_CORE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_TLS_CORE_HPP
 
-#include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/tls_blocking.hpp>
 #include <upgradeable_streams/detail/tls_engine.hpp>

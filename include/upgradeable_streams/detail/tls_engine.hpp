@@ -3,7 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_TLS_ENGINE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_TLS_ENGINE_HPP
 
-#include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/record_buffer.hpp>
 #include <upgradeable_streams/detail/record_framing.hpp>
 #include <upgradeable_streams/detail/send_queue.hpp>
@@ -20,7 +20,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <functional>
-#include <memory>
 #include <new>
 #include <string>
 #include <string_view>

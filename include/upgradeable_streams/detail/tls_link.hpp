@@ -3,14 +3,12 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_TLS_LINK_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_TLS_LINK_HPP
 
-#include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/record_framing.hpp>
 #include <upgradeable_streams/detail/write_queue.hpp>
 #include <upgradeable_streams/tls_stream.hpp>
 
-#include <asio/error.hpp>
 
-#include <cstddef>
 #include <memory>
 #include <optional>
 #include <string>

@@ -5,8 +5,10 @@
 
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/context_data.hpp>
+#include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/pins.hpp>
 #include <upgradeable_streams/detail/resumption.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/tls.hpp>
 
@@ -30,6 +32,9 @@
 
 namespace upgradeable_streams::detail
 {
+
+/// How a certificate's names are compared with a host's.
+inline constexpr unsigned host_flags = X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT;
 
 /// The name that a client verifies, as the caller gave it or in OpenSSL's terms.
 struct server_identity
@@ -80,6 +85,14 @@ inline std::shared_ptr<SSL_CTX> share(asio::ssl::context& context)
     return {context.native_handle(), openssl_delete()};
 }
 
+/// Null where it may be one.
+inline const char* why_no_dns_name(std::string_view name)
+{
+    if (std::ranges::any_of(name, [](unsigned char c) { return c <= ' ' || c >= 0x7f; }))
+        return "holds a character that is not printable ASCII; give an internationalised name as A-labels (xn--...)";
+    return name.size() > 253 ? "is longer than a DNS name can be" : nullptr;
+}
+
 inline server_identity server_identity::parse(std::string_view given)
 {
     const auto refuse = [&](const char* reason)
@@ -102,10 +115,8 @@ inline server_identity server_identity::parse(std::string_view given)
         refuse("begins with a dot: any subdomain would match");
     if (name.find('*') != name.npos)
         refuse("holds a wildcard; give the name of one host");
-    if (std::ranges::any_of(name, [](unsigned char c) { return c <= ' ' || c >= 0x7f; }))
-        refuse("holds a character that is not printable ASCII; give an internationalised name as A-labels (xn--...)");
-    if (name.size() > 253)
-        refuse("is longer than a DNS name can be");
+    if (const char* const reason = why_no_dns_name(name))
+        refuse(reason);
     return {std::string(name), false};
 }
 
@@ -160,8 +171,7 @@ inline openssl_ptr<SSL> tls_settings::make_ssl() const
     }
     const server_identity identity = server_identity::parse(server_hostname);
     X509_VERIFY_PARAM* param = SSL_get0_param(ssl.get());
-    X509_VERIFY_PARAM_set_hostflags(param, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS |
-                                               X509_CHECK_FLAG_NEVER_CHECK_SUBJECT);
+    X509_VERIFY_PARAM_set_hostflags(param, host_flags);
     const bool done = identity.is_address
                           ? X509_VERIFY_PARAM_set1_ip_asc(param, identity.name.c_str())
                           : X509_VERIFY_PARAM_set1_host(param, identity.name.data(), identity.name.size()) &&

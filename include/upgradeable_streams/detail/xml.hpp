@@ -25,9 +25,11 @@ inline bool is_xml_text(std::string_view text)
     {
         const std::size_t end = text.find(';', at);
         const std::string_view name = text.substr(at + 1, end == text.npos ? 0 : end - at - 1);
+        const bool is_hex = name.starts_with("#x");
+        const std::string_view digits = name.substr(std::min<std::size_t>(is_hex ? 2 : 1, name.size()));
         const bool is_number =
-            name.size() > 1 && name.starts_with('#') &&
-            name.find_first_not_of("0123456789abcdefABCDEF", name.starts_with("#x") ? 2 : 1) == name.npos;
+            name.starts_with('#') && !digits.empty() &&
+            digits.find_first_not_of(is_hex ? "0123456789abcdefABCDEF" : "0123456789") == digits.npos;
         if (!is_number && name != "lt" && name != "gt" && name != "amp" && name != "apos" && name != "quot")
             return false;
     }

@@ -6,7 +6,7 @@
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_code.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
-#include <upgradeable_streams/detail/words.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
@@ -51,9 +51,8 @@ inline bool is_ftp_request(std::string_view line)
 /// another, 431 without a context, 503 in TLS. Who was logged in is not any more (RFC 2228 section 3).
 ///
 /// TLS-C is another name of TLS (RFC 4217 section 17). SSL and TLS-P are not: they promise encrypted data connections.
-asio::awaitable<std::pair<stream_reader, stream_writer>> answer_ftp(const stream_reader& reader,
-                                                                    const stream_writer& writer, std::string_view line,
-                                                                    const tls_options& options = {});
+asio::awaitable<stream_pair> answer_ftp(const stream_reader& reader, const stream_writer& writer, std::string_view line,
+                                        const tls_options& options = {});
 
 } // namespace starttls
 
@@ -149,8 +148,8 @@ inline asio::awaitable<negotiated> ftp(const stream_reader& reader, const stream
     return detail::starttls_dialogue::run("FTP", reader, writer, options, detail::talk_ftp);
 }
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>>
-answer_ftp(const stream_reader& reader, const stream_writer& writer, std::string_view line, const tls_options& options)
+inline asio::awaitable<stream_pair> answer_ftp(const stream_reader& reader, const stream_writer& writer,
+                                               std::string_view line, const tls_options& options)
 {
     detail::require_request(is_ftp_request(line), "answer_ftp", "AUTH");
     detail::take_word(line);

@@ -3,7 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_STARTTLS_HTTP_CONNECT_HPP
 #define UPGRADEABLE_STREAMS_STARTTLS_HTTP_CONNECT_HPP
 
-#include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/error.hpp>

@@ -3,11 +3,9 @@
 #ifndef UPGRADEABLE_STREAMS_STARTTLS_IMAP_HPP
 #define UPGRADEABLE_STREAMS_STARTTLS_IMAP_HPP
 
-#include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
-#include <upgradeable_streams/detail/starttls_literal.hpp>
-#include <upgradeable_streams/detail/words.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
@@ -41,9 +39,8 @@ bool is_imap_request(std::string_view line);
 
 /// Answers a client's STARTTLS with OK and upgrades, or says why not: BAD to parameters and in TLS, NO without a
 /// context.
-asio::awaitable<std::pair<stream_reader, stream_writer>> answer_imap(const stream_reader& reader,
-                                                                     const stream_writer& writer, std::string_view line,
-                                                                     const tls_options& options = {});
+asio::awaitable<stream_pair> answer_imap(const stream_reader& reader, const stream_writer& writer,
+                                         std::string_view line, const tls_options& options = {});
 
 } // namespace starttls
 
@@ -157,8 +154,8 @@ inline bool is_imap_request(std::string_view line)
     return !detail::take_tag(line).empty() && detail::take_word(line) == "starttls";
 }
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>>
-answer_imap(const stream_reader& reader, const stream_writer& writer, std::string_view line, const tls_options& options)
+inline asio::awaitable<stream_pair> answer_imap(const stream_reader& reader, const stream_writer& writer,
+                                                std::string_view line, const tls_options& options)
 {
     detail::require_request(is_imap_request(line), "answer_imap", "a tag and STARTTLS");
     const std::string tag(detail::take_tag(line));
@@ -166,11 +163,9 @@ answer_imap(const stream_reader& reader, const stream_writer& writer, std::strin
     const std::string unavailable = tag + " NO TLS is not available\r\n";
     const std::string encrypted = tag + " BAD TLS is active\r\n";
     const std::string parameters = tag + " BAD STARTTLS has no parameters\r\n";
-    return detail::answer_starttls_line(reader, writer, line, options,
-                                        {.granted = granted,
-                                         .unavailable = unavailable,
-                                         .encrypted = encrypted,
-                                         .parameters = parameters});
+    return detail::answer_starttls_line(
+        reader, writer, line, options,
+        {.granted = granted, .unavailable = unavailable, .encrypted = encrypted, .parameters = parameters});
 }
 
 } // namespace starttls

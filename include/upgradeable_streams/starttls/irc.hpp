@@ -5,7 +5,7 @@
 
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
-#include <upgradeable_streams/detail/words.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
@@ -44,10 +44,8 @@ inline bool is_irc_request(std::string_view line)
 /// Answers a client's STARTTLS with 670 and upgrades, or with 691 says why not: parameters, no context, TLS already.
 ///
 /// Errors: std::invalid_argument for a `server_name`, by which the server calls itself, that is not a word.
-asio::awaitable<std::pair<stream_reader, stream_writer>> answer_irc(const stream_reader& reader,
-                                                                    const stream_writer& writer, std::string_view line,
-                                                                    std::string_view server_name,
-                                                                    const tls_options& options = {});
+asio::awaitable<stream_pair> answer_irc(const stream_reader& reader, const stream_writer& writer, std::string_view line,
+                                        std::string_view server_name, const tls_options& options = {});
 
 } // namespace starttls
 
@@ -99,9 +97,9 @@ inline asio::awaitable<negotiated> irc(const stream_reader& reader, const stream
     return detail::starttls_dialogue::run("IRC", reader, writer, options, detail::talk_irc);
 }
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>>
-answer_irc(const stream_reader& reader, const stream_writer& writer, std::string_view line,
-           std::string_view server_name, const tls_options& options)
+inline asio::awaitable<stream_pair> answer_irc(const stream_reader& reader, const stream_writer& writer,
+                                               std::string_view line, std::string_view server_name,
+                                               const tls_options& options)
 {
     detail::require_request(is_irc_request(line), "answer_irc", "STARTTLS");
     if (!detail::is_word(server_name))
@@ -111,11 +109,9 @@ answer_irc(const stream_reader& reader, const stream_writer& writer, std::string
     const std::string unavailable = failed + "TLS is not available\r\n";
     const std::string encrypted = failed + "TLS is active\r\n";
     const std::string parameters = failed + "it has no parameters\r\n";
-    return detail::answer_starttls_line(reader, writer, line, options,
-                                        {.granted = granted,
-                                         .unavailable = unavailable,
-                                         .encrypted = encrypted,
-                                         .parameters = parameters});
+    return detail::answer_starttls_line(
+        reader, writer, line, options,
+        {.granted = granted, .unavailable = unavailable, .encrypted = encrypted, .parameters = parameters});
 }
 
 } // namespace starttls

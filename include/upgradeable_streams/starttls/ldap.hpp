@@ -39,12 +39,10 @@ asio::awaitable<negotiated> ldap(const stream_reader& reader, const stream_write
 bool is_ldap_request(std::string_view message);
 
 /// Answers a StartTLS request with success and upgrades, or says why not: protocolError to a request with a value or
-/// malformed controls, unavailableCriticalExtension to one with a critical control (section 4.1.11), unavailable without a context,
-/// operationsError in TLS. No other operation may be outstanding (section 4.14.1).
-asio::awaitable<std::pair<stream_reader, stream_writer>> answer_ldap(const stream_reader& reader,
-                                                                     const stream_writer& writer,
-                                                                     std::string_view message,
-                                                                     const tls_options& options = {});
+/// malformed controls, unavailableCriticalExtension to one with a critical control (section 4.1.11), unavailable
+/// without a context, operationsError in TLS. No other operation may be outstanding (section 4.14.1).
+asio::awaitable<stream_pair> answer_ldap(const stream_reader& reader, const stream_writer& writer,
+                                         std::string_view message, const tls_options& options = {});
 
 } // namespace starttls
 
@@ -64,7 +62,6 @@ enum ldap_tag : unsigned char
     ldap_extended_request = 0x77,
     ldap_extended_response = 0x78,
     ldap_request_name = 0x80,
-    ldap_request_value = 0x81,
     ldap_response_name = 0x8a,
     ldap_controls = 0xa0
 };
@@ -202,10 +199,8 @@ inline bool is_ldap_request(std::string_view message)
            detail::take_ber(request->operation, detail::ldap_request_name) == detail::start_tls_oid;
 }
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>> answer_ldap(const stream_reader& reader,
-                                                                            const stream_writer& writer,
-                                                                            std::string_view message,
-                                                                            const tls_options& options)
+inline asio::awaitable<stream_pair> answer_ldap(const stream_reader& reader, const stream_writer& writer,
+                                                std::string_view message, const tls_options& options)
 {
     using namespace detail;
     require_request(is_ldap_request(message), "answer_ldap", "a StartTLS request");

@@ -3,11 +3,10 @@
 #ifndef UPGRADEABLE_STREAMS_STARTTLS_NNTP_HPP
 #define UPGRADEABLE_STREAMS_STARTTLS_NNTP_HPP
 
-#include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_code.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
-#include <upgradeable_streams/detail/words.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
@@ -43,9 +42,8 @@ inline bool is_nntp_request(std::string_view line)
 
 /// Answers a client's STARTTLS with 382 and upgrades, or says why not: 501 to parameters, 580 without a context, 502 in
 /// TLS.
-asio::awaitable<std::pair<stream_reader, stream_writer>> answer_nntp(const stream_reader& reader,
-                                                                     const stream_writer& writer, std::string_view line,
-                                                                     const tls_options& options = {});
+asio::awaitable<stream_pair> answer_nntp(const stream_reader& reader, const stream_writer& writer,
+                                         std::string_view line, const tls_options& options = {});
 
 } // namespace starttls
 
@@ -111,8 +109,8 @@ inline asio::awaitable<negotiated> nntp(const stream_reader& reader, const strea
     return detail::starttls_dialogue::run("NNTP", reader, writer, options, detail::talk_nntp);
 }
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>>
-answer_nntp(const stream_reader& reader, const stream_writer& writer, std::string_view line, const tls_options& options)
+inline asio::awaitable<stream_pair> answer_nntp(const stream_reader& reader, const stream_writer& writer,
+                                                std::string_view line, const tls_options& options)
 {
     detail::require_request(is_nntp_request(line), "answer_nntp", "STARTTLS");
     return detail::answer_starttls_line(reader, writer, line, options,

@@ -5,7 +5,7 @@
 
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
-#include <upgradeable_streams/detail/words.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
@@ -38,9 +38,8 @@ inline bool is_pop3_request(std::string_view line)
 }
 
 /// Answers a client's STLS with +OK and upgrades, or with -ERR says why not: parameters, no context, TLS already.
-asio::awaitable<std::pair<stream_reader, stream_writer>> answer_pop3(const stream_reader& reader,
-                                                                     const stream_writer& writer, std::string_view line,
-                                                                     const tls_options& options = {});
+asio::awaitable<stream_pair> answer_pop3(const stream_reader& reader, const stream_writer& writer,
+                                         std::string_view line, const tls_options& options = {});
 
 } // namespace starttls
 
@@ -99,8 +98,8 @@ inline asio::awaitable<negotiated> pop3(const stream_reader& reader, const strea
     return detail::starttls_dialogue::run("POP3", reader, writer, options, detail::talk_pop3);
 }
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>>
-answer_pop3(const stream_reader& reader, const stream_writer& writer, std::string_view line, const tls_options& options)
+inline asio::awaitable<stream_pair> answer_pop3(const stream_reader& reader, const stream_writer& writer,
+                                                std::string_view line, const tls_options& options)
 {
     detail::require_request(is_pop3_request(line), "answer_pop3", "STLS");
     return detail::answer_starttls_line(reader, writer, line, options,

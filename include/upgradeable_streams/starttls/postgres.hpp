@@ -48,10 +48,8 @@ inline bool is_postgres_request(std::string_view bytes)
 }
 
 /// Answers an SSLRequest with S and upgrades, or with N without a context and in TLS.
-asio::awaitable<std::pair<stream_reader, stream_writer>> answer_postgres(const stream_reader& reader,
-                                                                         const stream_writer& writer,
-                                                                         std::string_view bytes,
-                                                                         const tls_options& options = {});
+asio::awaitable<stream_pair> answer_postgres(const stream_reader& reader, const stream_writer& writer,
+                                             std::string_view bytes, const tls_options& options = {});
 
 } // namespace starttls
 
@@ -108,10 +106,8 @@ inline asio::awaitable<negotiated> postgres(const stream_reader& reader, const s
     return detail::starttls_dialogue::run("PostgreSQL", reader, writer, options, detail::talk_postgres);
 }
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>> answer_postgres(const stream_reader& reader,
-                                                                                const stream_writer& writer,
-                                                                                std::string_view bytes,
-                                                                                const tls_options& options)
+inline asio::awaitable<stream_pair> answer_postgres(const stream_reader& reader, const stream_writer& writer,
+                                                    std::string_view bytes, const tls_options& options)
 {
     detail::require_request(is_postgres_request(bytes), "answer_postgres", "an SSLRequest");
     return detail::answer_starttls(reader, writer, options, {.granted = "S", .unavailable = "N", .encrypted = "N"});

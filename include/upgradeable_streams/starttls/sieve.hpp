@@ -5,8 +5,7 @@
 
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
-#include <upgradeable_streams/detail/starttls_literal.hpp>
-#include <upgradeable_streams/detail/words.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
@@ -43,10 +42,8 @@ inline bool is_sieve_request(std::string_view line)
 /// Answers a client's STARTTLS with OK and upgrades, or with NO says why not: parameters, no context, TLS already.
 ///
 /// After TLS it is for the caller to send the capabilities, unasked (RFC 5804 section 2.2).
-asio::awaitable<std::pair<stream_reader, stream_writer>> answer_sieve(const stream_reader& reader,
-                                                                      const stream_writer& writer,
-                                                                      std::string_view line,
-                                                                      const tls_options& options = {});
+asio::awaitable<stream_pair> answer_sieve(const stream_reader& reader, const stream_writer& writer,
+                                          std::string_view line, const tls_options& options = {});
 
 } // namespace starttls
 
@@ -135,10 +132,8 @@ inline asio::awaitable<negotiated> sieve(const stream_reader& reader, const stre
     return detail::starttls_dialogue::run("ManageSieve", reader, writer, options, detail::talk_sieve);
 }
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>> answer_sieve(const stream_reader& reader,
-                                                                             const stream_writer& writer,
-                                                                             std::string_view line,
-                                                                             const tls_options& options)
+inline asio::awaitable<stream_pair> answer_sieve(const stream_reader& reader, const stream_writer& writer,
+                                                 std::string_view line, const tls_options& options)
 {
     detail::require_request(is_sieve_request(line), "answer_sieve", "STARTTLS");
     return detail::answer_starttls_line(reader, writer, line, options,

@@ -6,7 +6,7 @@
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_code.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
-#include <upgradeable_streams/detail/words.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
@@ -44,9 +44,8 @@ inline bool is_smtp_request(std::string_view line)
 
 /// Answers a client's STARTTLS with 220 and upgrades, or says why not: 501 to parameters, 454 without a context, 503 in
 /// TLS. What the client said before TLS is to be forgotten (RFC 3207 section 4.2).
-asio::awaitable<std::pair<stream_reader, stream_writer>> answer_smtp(const stream_reader& reader,
-                                                                     const stream_writer& writer, std::string_view line,
-                                                                     const tls_options& options = {});
+asio::awaitable<stream_pair> answer_smtp(const stream_reader& reader, const stream_writer& writer,
+                                         std::string_view line, const tls_options& options = {});
 
 } // namespace starttls
 
@@ -129,10 +128,8 @@ inline asio::awaitable<negotiated> smtp(const stream_reader& reader, const strea
     return detail::negotiate_smtp("SMTP", "EHLO", reader, writer, options);
 }
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>> answer_smtp(const stream_reader& reader,
-                                                                            const stream_writer& writer,
-                                                                            std::string_view line,
-                                                                            const tls_options& options)
+inline asio::awaitable<stream_pair> answer_smtp(const stream_reader& reader, const stream_writer& writer,
+                                                std::string_view line, const tls_options& options)
 {
     detail::require_request(is_smtp_request(line), "answer_smtp", "STARTTLS");
     return detail::answer_starttls_line(reader, writer, line, options,

@@ -45,10 +45,8 @@ bool is_xmpp_request(std::string_view element);
 
 /// Answers a client's `<starttls/>` with `<proceed/>` and upgrades, after which the client opens a new stream; or says
 /// `<failure/>`, without a context and in TLS, ends the stream and closes the connection (section 5.4.2.2).
-asio::awaitable<std::pair<stream_reader, stream_writer>> answer_xmpp(const stream_reader& reader,
-                                                                     const stream_writer& writer,
-                                                                     std::string_view element,
-                                                                     const tls_options& options = {});
+asio::awaitable<stream_pair> answer_xmpp(const stream_reader& reader, const stream_writer& writer,
+                                         std::string_view element, const tls_options& options = {});
 
 } // namespace starttls
 
@@ -200,10 +198,8 @@ inline bool is_xmpp_request(std::string_view element)
     return tag && !tag->is_end && tag->name == "starttls" && tag->attribute("xmlns") == detail::xmpp_tls;
 }
 
-inline asio::awaitable<std::pair<stream_reader, stream_writer>> answer_xmpp(const stream_reader& reader,
-                                                                            const stream_writer& writer,
-                                                                            std::string_view element,
-                                                                            const tls_options& options)
+inline asio::awaitable<stream_pair> answer_xmpp(const stream_reader& reader, const stream_writer& writer,
+                                                std::string_view element, const tls_options& options)
 {
     detail::require_request(is_xmpp_request(element), "answer_xmpp", "<starttls/>");
     constexpr std::string_view failure = "<failure xmlns='urn:ietf:params:xml:ns:xmpp-tls'/></stream:stream>";
