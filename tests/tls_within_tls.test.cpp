@@ -28,6 +28,9 @@
 #include <tuple>
 #include <utility>
 
+#include <poll.h>
+#include <sys/socket.h>
+
 namespace us = upgradeable_streams;
 using asio::awaitable;
 using test::error_of;
@@ -539,5 +542,36 @@ TEST_CASE("start_tls<within_tls>: a server that closes its clients closes the in
             writer.close();
             co_await writer.wait_closed();
             co_await server.wait_closed();
+        });
+}
+
+TEST_CASE("start_tls<within_tls>: a server whose outer connection was lost while the inner session was open ends in order")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            bool ended = false;
+            const auto handler = [&](us::stream_reader reader, us::stream_writer writer) -> awaitable<void>
+            {
+                std::tie(reader, writer) = co_await writer.start_tls<us::within_tls>();
+                writer.write("go\n");
+                ::pollfd reset = {.fd = writer.get_extra_info<"socket">().value(), .events = 0, .revents = 0};
+                co_await test::eventually([&] { return ::poll(&reset, 1, 0) == 1; });
+                writer.write(std::string(100'000, 'x'));
+                ended = true;
+            };
+            const us::server_options options = {.ssl = &test::server_context()};
+            us::server server = co_await us::start_server(handler, "127.0.0.1", 0, options);
+            auto [reader, writer] =
+                co_await us::open_connection("127.0.0.1", server.sockets().at(0).port, encrypted(us::tls_role::client));
+            std::tie(reader, writer) = co_await writer.start_tls<us::within_tls>({.server_hostname = "localhost"});
+            const std::string line = co_await reader.readline();
+            CHECK(line == "go\n");
+            const ::linger at_once = {.l_onoff = 1, .l_linger = 0};
+            ::setsockopt(writer.get_extra_info<"socket">().value(), SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+            writer.abort();
+            co_await test::eventually([&] { return ended; });
+            co_await server.shutdown(5s);
+            CHECK_FALSE(server.is_serving());
         });
 }

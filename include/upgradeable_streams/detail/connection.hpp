@@ -350,8 +350,8 @@ inline asio::awaitable<std::error_code> connection::wait_closed()
     while (!closed_)
     {
         if (lost_ && !closing_)
-            close();
-        else
+            close(); // an inner connection first, which takes a while
+        if (!closed_)
             co_await wait_change();
     }
     co_return lost_;
