@@ -15,10 +15,12 @@
 
 #include <array>
 #include <cstddef>
+#include <exception>
 #include <new>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <tuple>
 #include <utility>
 
@@ -88,26 +90,39 @@ asio::awaitable<void> upgrade_stream(tcp::socket socket, tls_role role, std::siz
 
 using upgrade_function = asio::awaitable<void> (*)(tcp::socket, tls_role, std::size_t, attempt&);
 
+/// The other end, which may give up: as `play`, but a thread whose memory is given back once it is joined; that of a
+/// future need not be.
+template <typename Function>
+std::thread play_alone(test::raw_peer&& peer, Function function)
+{
+    return std::thread(
+        [raw = std::move(peer), function]() mutable
+        {
+            test::raw_peer ends_here = std::move(raw);
+            try
+            {
+                function(ends_here);
+            }
+            catch (const std::exception&)
+            {
+            }
+        });
+}
+
 attempt try_upgrade(upgrade_function function, tls_role role, std::size_t nth)
 {
     attempt made;
     asio::io_context io;
     auto [socket, raw] = connect(io.get_executor());
-    auto peer = play(std::move(raw),
-                     [role](test::raw_peer& p)
-                     {
-                         try
-                         {
-                             handshake(p, role);
-                             p.tls_shutdown();
-                         }
-                         catch (const std::exception&) // of a peer that gave up
-                         {
-                         }
-                     });
+    std::thread peer = play_alone(std::move(raw),
+                                  [role](test::raw_peer& p)
+                                  {
+                                      handshake(p, role);
+                                      p.tls_shutdown();
+                                  });
     asio::co_spawn(io, function(std::move(socket), role, nth, made), asio::detached);
     io.run();
-    peer.get();
+    peer.join();
     return made;
 }
 
@@ -175,21 +190,15 @@ attempt try_conversation(std::size_t nth)
     auto [socket, raw] = connect(io.get_executor());
     const int small = 16 * 1024;
     ::setsockopt(socket.native_handle(), SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
-    auto peer = play(std::move(raw),
-                     [](test::raw_peer& p)
-                     {
-                         try
-                         {
-                             handshake(p, tls_role::server);
-                             p.key_update(true);
-                             p.tls_read_exactly(1'010'000);
-                             p.tls_write(std::string_view(flood()).substr(0, 100'000));
-                             p.tls_shutdown();
-                         }
-                         catch (const std::exception&) // of a peer that gave up
-                         {
-                         }
-                     });
+    std::thread peer = play_alone(std::move(raw),
+                                  [](test::raw_peer& p)
+                                  {
+                                      handshake(p, tls_role::server);
+                                      p.key_update(true);
+                                      p.tls_read_exactly(1'010'000);
+                                      p.tls_write(std::string_view(flood()).substr(0, 100'000));
+                                      p.tls_shutdown();
+                                  });
     std::string received(5, '\0');
     asio::read(socket, asio::buffer(received));
     typename Layer::next_layer_type next(std::move(socket));
@@ -198,7 +207,7 @@ attempt try_conversation(std::size_t nth)
         asio::co_spawn(io, converse(layer, received, nth, made), asio::detached);
         io.run();
     }
-    peer.get();
+    peer.join();
     return made;
 }
 
