@@ -7,6 +7,7 @@
 #include "support/chunked_stream.hpp"
 #include "support/contexts.hpp"
 #include "support/deadline.hpp"
+#include "support/dice.hpp"
 #include "support/failure.hpp"
 #include "support/socket_pair.hpp"
 #include "support/stepped_peer.hpp"
@@ -28,34 +29,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <random>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
 namespace us = upgradeable_streams;
+using test::dice;
 using namespace std::chrono_literals;
 using socket_type = test::stepped_peer::socket_type;
 
 namespace
 {
-
-/// The same on every platform, as std::uniform_int_distribution is not.
-class dice
-{
-public:
-    explicit dice(std::uint64_t seed) : engine_(seed) {}
-
-    std::size_t below(std::size_t end) { return static_cast<std::size_t>(engine_() % end); }
-    bool one_in(std::size_t count) { return below(count) == 0; }
-
-    /// Small ones as often as large ones.
-    std::size_t size(std::size_t most) { return 1 + below(std::min(most, std::size_t(2) << below(17))); }
-
-private:
-    std::mt19937_64 engine_;
-};
 
 void check(bool condition, const char* what)
 {

@@ -1,14 +1,21 @@
 // One io_context, run by several threads. Meant for ThreadSanitizer.
 
 #include "support/catch.hpp"
+#include "support/contexts.hpp"
 #include "support/deadline.hpp"
+#include "support/descriptors.hpp"
+#include "support/dice.hpp"
 #include "support/echo_server.hpp"
+#include "support/failure.hpp"
 #include "support/flood.hpp"
+#include "support/pattern.hpp"
 #include "support/raw_peer.hpp"
 #include "support/run.hpp"
+#include "support/temporary_directory.hpp"
 #include "support/thread.hpp"
 
 #include <asio/awaitable.hpp>
+#include <asio/bind_executor.hpp>
 #include <asio/co_spawn.hpp>
 #include <asio/error.hpp>
 #include <asio/io_context.hpp>
@@ -16,12 +23,18 @@
 #include <asio/ssl/context.hpp>
 #include <asio/strand.hpp>
 #include <asio/this_coro.hpp>
+#include <asio/thread_pool.hpp>
 #include <asio/use_awaitable.hpp>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
-#include <future>
+#include <cstddef>
 #include <cstdint>
+#include <deque>
+#include <exception>
+#include <future>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -35,12 +48,15 @@
 #include <sys/socket.h>
 
 namespace us = upgradeable_streams;
+using namespace std::chrono_literals;
+using test::dice;
 
 namespace
 {
 
 constexpr int thread_count = 4;
 constexpr int client_count = 64;
+constexpr std::size_t walk_count = 24; ///< At once.
 constexpr int lines = test::under_sanitizer ? 20 : 100;
 
 /// The io_context behind the executor of a coroutine.
@@ -490,4 +506,242 @@ TEST_CASE("threads: peers that ask for KeyUpdates and read no more than they hav
             co_await server.wait_closed();
             CHECK(heard == thread_count);
         });
+}
+
+// Random walks of many connections at once: from plain text to TLS, to TLS within TLS and back, with reads that are
+// cancelled or late, and ends of many kinds, on other threads too. What came and went is a function of its position.
+
+namespace
+{
+
+/// What a client (0) and a handler (1) do with a connection.
+struct joint_walk
+{
+    explicit joint_walk(std::uint64_t s) : seed(s), ending(ends(dice(s).below(5))) {}
+
+    std::size_t speaks_last() const { return ending == client_closes || ending == client_drops ? 0 : 1; }
+    test::pattern pattern_of(std::size_t side) const { return test::pattern(2 * seed + side); }
+
+    const std::uint64_t seed;
+    const enum ends { client_closes, client_drops, handler_returns, handler_ends_elsewhere, aborted } ending;
+    std::array<std::atomic<std::uint64_t>, 2> read{};
+    std::array<std::atomic<std::uint64_t>, 2> written{};
+    std::atomic<bool> is_cut = false;
+};
+
+asio::awaitable<void> send(joint_walk& w, std::size_t side, us::stream_writer writer, std::size_t size)
+{
+    dice random(3 * w.seed + size);
+    while (size > 0)
+    {
+        const std::size_t part = random.size(size);
+        const std::string bytes = w.pattern_of(side).bytes(w.written[side], part);
+        writer.write(bytes);
+        w.written[side] += part;
+        size -= part;
+        try
+        {
+            co_await writer.drain();
+        }
+        catch (const std::system_error& error)
+        {
+            if (error.code() != us::errc::operation_timeout)
+                throw;
+        }
+    }
+}
+
+asio::awaitable<void> receive(joint_walk& w, std::size_t side, us::stream_reader reader, us::stream_writer writer,
+                              std::size_t size)
+{
+    const auto executor = co_await asio::this_coro::executor;
+    dice random(5 * w.seed + size);
+    while (size > 0)
+    {
+        if (random.one_in(8))
+            writer.set_operation_timeout(std::chrono::microseconds(100 + random.below(1000)));
+        else if (random.one_in(4))
+            writer.set_operation_timeout({});
+        const auto read = [reader, part = random.size(size), exactly = random.one_in(2)]() mutable
+        { return exactly ? reader.readexactly(part) : reader.read(part); };
+        const auto reading = test::spawn(executor, read);
+        if (random.one_in(3))
+        {
+            co_await test::turns(int(random.below(4)));
+            reading.cancel();
+        }
+        std::string bytes;
+        try
+        {
+            bytes = co_await reading.join();
+        }
+        catch (const std::system_error& error)
+        {
+            if (error.code() != asio::error::operation_aborted && error.code() != us::errc::operation_timeout)
+                throw;
+            continue;
+        }
+        if (bytes.empty())
+            throw std::system_error(asio::error::eof);
+        if (w.pattern_of(1 - side).check(w.read[side], bytes))
+            throw test::failure("other bytes were received");
+        w.read[side] += bytes.size();
+        size -= bytes.size();
+    }
+    writer.set_operation_timeout({});
+}
+
+asio::awaitable<void> exchange(joint_walk& w, std::size_t side, us::stream_reader reader, us::stream_writer writer,
+                               std::array<std::size_t, 2> sizes)
+{
+    const auto executor = co_await asio::this_coro::executor;
+    const auto sending =
+        test::spawn(executor, [&w, side, writer, sizes] { return send(w, side, writer, sizes[side]); });
+    std::exception_ptr error;
+    try
+    {
+        co_await receive(w, side, reader, writer, sizes[1 - side]);
+    }
+    catch (...)
+    {
+        error = std::current_exception();
+        writer.abort();
+    }
+    co_await sending.join();
+    if (error)
+        std::rethrow_exception(error);
+}
+
+asio::awaitable<void> take(joint_walk& w, std::size_t side, us::stream_reader reader, us::stream_writer writer,
+                           asio::thread_pool& elsewhere)
+{
+    dice random(w.seed); // the same on both sides
+    bool is_inner = false;
+    for (std::size_t i = random.below(4); i < 5; ++i)
+    {
+        const std::array<std::size_t, 2> sizes = {random.size(100'000), random.size(100'000)};
+        const std::size_t aborts = random.below(2);
+        if (w.ending == w.aborted && aborts == side && !w.is_cut.exchange(true))
+        {
+            const auto abort = [writer] { writer.is_closing() ? void() : us::stream_writer(writer).abort(); };
+            asio::post(elsewhere, [abort, on = writer.get_executor()] { asio::post(on, abort); });
+        }
+        co_await exchange(w, side, reader, writer, sizes);
+        const std::size_t next = random.below(4);
+        const bool begins_inner = next == 1 && reader.is_tls() && !std::exchange(is_inner, true);
+        if (begins_inner)
+            std::tie(reader, writer) = co_await writer.start_tls<us::within_tls>({.server_hostname = "localhost"});
+        else if (next > 0 && reader.is_tls())
+            std::tie(reader, writer) = co_await writer.stop_tls();
+        else if (next > 0)
+            std::tie(reader, writer) = co_await writer.start_tls({.server_hostname = "localhost"});
+    }
+    const std::size_t last = random.size(200'000);
+    if (w.speaks_last() != side)
+    {
+        co_await receive(w, side, reader, writer, last);
+        const std::string rest = co_await reader.read();
+        if (!rest.empty())
+            throw test::failure("more was received than was sent");
+        co_return;
+    }
+    co_await send(w, side, writer, last);
+    if (w.ending == w.handler_ends_elsewhere)
+    {
+        auto there = asio::bind_executor(elsewhere.get_executor(), asio::use_awaitable);
+        co_await asio::post(std::move(there));
+    }
+    else if (w.ending == w.client_drops)
+        asio::post(elsewhere, [r = std::move(reader), held = std::move(writer)] {});
+    else if (w.ending == w.client_closes)
+    {
+        writer.close();
+        co_await writer.wait_closed();
+    }
+}
+
+/// As `take`, where a walk that was cut may end with any error.
+asio::awaitable<void> take_to_an_end(joint_walk& w, std::size_t side, us::stream_reader reader,
+                                     us::stream_writer writer, asio::thread_pool& elsewhere)
+{
+    try
+    {
+        co_await take(w, side, std::move(reader), std::move(writer), elsewhere);
+    }
+    catch (const std::system_error&)
+    {
+        if (!w.is_cut)
+            throw;
+    }
+}
+
+asio::awaitable<void> run_walks(std::uint64_t seed, const std::string& path)
+{
+    dice random(seed);
+    asio::thread_pool elsewhere(1);
+    std::deque<joint_walk> walks;
+    for (std::size_t i = 0; i < walk_count; ++i)
+        walks.emplace_back(walk_count * seed + i);
+    const auto handle = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+    {
+        const std::string line = co_await reader.readline();
+        joint_walk& w = walks.at(std::stoul(line));
+        co_await take_to_an_end(w, 1, std::move(reader), std::move(writer), elsewhere);
+    };
+    const test::error_log errors;
+    const us::server_options options = {.ssl = &test::server_context(),
+                                        .upgradeable = true,
+                                        .detect_tls = random.one_in(2),
+                                        .max_connections = 4 + random.below(30),
+                                        .max_handshakes = 1 + random.below(4),
+                                        .error_handler = errors};
+    const bool is_unix = random.one_in(2);
+    asio::io_context& io = *co_await this_io_context();
+    auto starting =
+        is_unix ? us::start_unix_server(handle, path, options) : us::start_server(handle, "127.0.0.1", 0, options);
+    us::server server = co_await asio::co_spawn(io, std::move(starting), asio::use_awaitable);
+    const std::uint16_t port = server.sockets().at(0).port;
+    const auto connect = [&](joint_walk& w, std::size_t index) -> asio::awaitable<void>
+    {
+        const us::connection_options how = {
+            .ssl = &test::client_context(), .upgradeable = true, .server_hostname = "localhost"};
+        auto opening = is_unix ? us::open_unix_connection(path, how) : us::open_connection("127.0.0.1", port, how);
+        auto [reader, writer] = co_await std::move(opening);
+        const std::string line = std::to_string(index) + "\n";
+        writer.write(line);
+        co_await take_to_an_end(w, 0, std::move(reader), std::move(writer), elsewhere);
+    };
+    std::vector<test::task<void>> clients;
+    for (std::size_t i = 0; i < walk_count; ++i)
+    {
+        clients.push_back(test::spawn(asio::make_strand(io), [&, i] { return connect(walks[i], i); }));
+        server.set_ssl_context(test::server_context());
+    }
+    for (const auto& client : clients)
+        co_await client.join();
+    const auto is_read = [](const joint_walk& w)
+    { return w.is_cut || (w.read[0] == w.written[1] && w.read[1] == w.written[0]); };
+    co_await test::eventually([&] { return std::ranges::all_of(walks, is_read); });
+    co_await server.shutdown(10s);
+    elsewhere.join();
+    if (errors.size() > 0)
+        throw test::failure("a handler failed: " + errors.entries()[0].what);
+}
+
+} // namespace
+
+TEST_CASE("threads: of many connections that walk at random no byte is lost, and nothing is left")
+{
+    const test::temporary_directory directory;
+    const std::string path = directory.file("socket");
+    const auto end = std::chrono::steady_clock::now() + 6s;
+    std::optional<std::size_t> descriptors; // of the second walk on: the first has made what lasts
+    for (std::uint64_t seed = 1; seed <= 40 && std::chrono::steady_clock::now() < end; ++seed)
+    {
+        CAPTURE(seed);
+        REQUIRE_NOTHROW(test::run_threads(thread_count, [&] { return run_walks(seed, path); }));
+        const std::size_t now = test::open_descriptors();
+        REQUIRE(now == descriptors.value_or(now));
+        descriptors = now;
+    }
 }
