@@ -78,7 +78,7 @@ struct connection_options
     /// The side that an adopted socket takes in TLS; others are the client.
     tls_role role = tls_role::client;
 
-    /// The deadline of resolving and connecting, all addresses together.
+    /// The deadline of resolving and connecting, all addresses together; a day at most.
     std::chrono::steady_clock::duration connect_timeout = std::chrono::seconds(60);
 
     // Of TCP connections only:

@@ -6,6 +6,7 @@
 #include "support/raw_peer.hpp"
 #include "support/socket_pair.hpp"
 #include "support/temporary_directory.hpp"
+#include "support/thread.hpp"
 
 #include <algorithm>
 #include <charconv>
@@ -33,6 +34,7 @@ const std::string one_port = ONE_PORT;
 const std::string chat_server = CHAT_SERVER;
 const std::string several_certificates = SEVERAL_CERTIFICATES;
 const std::string mutual_tls = MUTUAL_TLS;
+const std::string starttls_relay = STARTTLS_RELAY;
 
 using command = std::vector<std::string>;
 
@@ -110,6 +112,23 @@ test::raw_peer upgraded(const running_server& server)
     test::tls_settings settings = test::localhost_client();
     settings.send_before = "STARTTLS\n";
     peer.tls_connect(settings);
+    return peer;
+}
+
+/// An SMTP server's side of what a relay says to it before it relays.
+test::raw_peer served_relay(test::raw_listener& listener)
+{
+    test::raw_peer peer = listener.accept();
+    for (const std::string_view answer :
+         {"220 backend\r\n", "250-backend\r\n250 STARTTLS\r\n", "220 go ahead\r\n"})
+    {
+        peer.send_all(answer);
+        if (!answer.starts_with("220 g"))
+            peer.recv_line();
+    }
+    peer.tls_accept(test::localhost_server());
+    peer.tls_read_line();
+    peer.tls_write("250 backend\r\n");
     return peer;
 }
 
@@ -593,9 +612,72 @@ TEST_CASE("chat_server: a client that does not read is given up, and the others 
     CHECK(server.stop().status == 0);
 }
 
-TEST_CASE("one_port, chat_server: --help tells the options, and a bad one is told in one sentence")
+TEST_CASE("starttls_relay: both sides upgrade, bytes pass whole, and what is cut short on one side looks so on the other")
 {
-    for (const auto& [program, name] : {std::pair(one_port, "one_port"s), {chat_server, "chat_server"s}})
+    const bool client_ends = GENERATE(false, true);
+    const bool is_cut = GENERATE(false, true);
+    CAPTURE(client_ends, is_cut);
+    const auto end = [is_cut](test::raw_peer& peer) { is_cut ? peer.send_fin() : peer.tls_shutdown_send_only(); };
+    const auto check_end = [is_cut](test::raw_peer& peer)
+    {
+        std::string rest;
+        const auto read = [&] { rest = peer.tls_read_all(); };
+        if (is_cut)
+            CHECK_THROWS_AS(read(), std::runtime_error);
+        else
+            CHECK_NOTHROW(read());
+        CHECK(rest.empty());
+    };
+    const std::string message(100'000, 'x');
+    test::raw_listener listener;
+    running_server relay({"--backend-port", std::to_string(listener.port()), "--backend-ca", test::authority().ca_file()},
+                         "127.0.0.1", starttls_relay);
+    auto serving = test::run_in_thread([&] { return served_relay(listener); });
+    test::raw_peer client = relay.connect();
+    CHECK(client.recv_line() == "220 relay ESMTP\r\n");
+    client.send_all("EHLO client\r\n");
+    CHECK(client.recv_line() == "250-relay\r\n");
+    CHECK(client.recv_line() == "250 STARTTLS\r\n");
+    client.send_all("MAIL FROM:<a@b>\r\n");
+    CHECK_THAT(client.recv_line(), test::starts_with("530 "));
+    client.send_all("STARTTLS\r\n");
+    CHECK_THAT(client.recv_line(), test::starts_with("220 "));
+    client.tls_connect(test::localhost_client());
+    test::raw_peer backend = serving.get();
+    client.tls_write(message);
+    CHECK((backend.tls_read_exactly(message.size()) == message));
+    backend.tls_write(message);
+    CHECK((client.tls_read_exactly(message.size()) == message));
+    end(client_ends ? client : backend);
+    check_end(client_ends ? backend : client);
+    if (!is_cut)
+    {
+        end(client_ends ? backend : client); // one direction ended without the other
+        check_end(client_ends ? client : backend);
+    }
+    const auto stopped = relay.stop();
+    CHECK(stopped.status == 0);
+    CHECK(stopped.errors.empty() == !is_cut);
+}
+
+TEST_CASE("starttls_relay: what comes in plain text behind STARTTLS never reaches the server, and is told")
+{
+    test::raw_listener listener;
+    running_server relay({"--backend-port", std::to_string(listener.port())}, "127.0.0.1", starttls_relay);
+    test::raw_peer client = relay.connect();
+    client.recv_line();
+    client.send_all("STARTTLS\r\nMAIL FROM:<injected@example>\r\n");
+    CHECK_THAT(client.recv_all(), test::starts_with("220 "));
+    const auto stopped = relay.stop();
+    CHECK(stopped.status == 0);
+    CHECK_THAT(stopped.errors, test::contains("MAIL FROM:<injected@example>"));
+}
+
+TEST_CASE("one_port, chat_server, starttls_relay: --help tells the options, and a bad one is told in one sentence")
+{
+    for (const auto& [program, name] : {std::pair(one_port, "one_port"s),
+                                        {chat_server, "chat_server"s},
+                                        {starttls_relay, "starttls_relay"s}})
     {
         const auto help = test::run_process({program, "--help"});
         CHECK(help.status == 0);
