@@ -27,7 +27,7 @@
 namespace us = upgradeable_streams;
 using namespace std::chrono_literals;
 using text_options = std::map<std::string_view, std::string>;
-constexpr auto idle = 5min; ///< How long neither side may say anything.
+constexpr auto idle = 5min; ///< How long neither side has to say anything before the relay gives up.
 
 constexpr std::string_view usage =
     "usage: starttls_relay --backend-port P [--backend-host H] [--backend-tls starttls|implicit|none]\n"
@@ -99,7 +99,7 @@ try
         to.write(data);
         co_await to.drain();
     }
-    to.can_write_eof() ? to.write_eof() : to.close(); // in TLS 1.2 one direction does not end without the other
+    to.can_write_eof() ? to.write_eof() : to.close(); // in TLS 1.2 one direction does not end without the other, which looks cut then
 }
 catch (const std::system_error& e)
 {
@@ -139,6 +139,8 @@ asio::awaitable<void> serve(text_options& options, asio::ssl::context& backend_s
     co_await (pump(both, reader, both.backend, "client") && pump(both, backend.reader, both.client, "backend"));
     if (both.failure)
         std::rethrow_exception(both.failure);
+    both.backend.close();
+    co_await both.backend.wait_closed(); // within the server's grace
 }
 
 asio::awaitable<void> run(asio::io_context& io, text_options& options, asio::ssl::context& ssl,

@@ -470,3 +470,25 @@ TEMPLATE_TEST_CASE("describe: tells of an upgrade that was begun with any token 
     CHECK_THAT(told.what(), test::starts_with("TLS upgrade with localhost, answered with \"454 TLS not available"));
     peer.get();
 }
+
+TEMPLATE_TEST_CASE("describe: names the server that the upgrade was with, not the one that the stream was made for", "",
+                   with_ssl_stream, with_tls_stream)
+{
+    const std::string_view received = GENERATE("", "454 no\r\n"); // before the handshake is refused, and amid it
+    CAPTURE(received);
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    auto peer = play(std::move(raw),
+                     [](test::raw_peer& p)
+                     {
+                         p.send_all("454 no\r\n");
+                         p.recv_all();
+                     });
+    stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
+    outcome upgraded;
+    stream.async_start_tls({.server_hostname = "other.example", .received = received}, into(upgraded));
+    run_until_done(io, upgraded);
+    const us::tls_error told = stream.describe(upgraded.error);
+    CHECK_THAT(told.what(), test::starts_with("TLS upgrade with other.example, answered with \"454 no"));
+    peer.get();
+}

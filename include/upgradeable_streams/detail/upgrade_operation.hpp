@@ -114,6 +114,7 @@ struct upgrade_operation
         const std::size_t tls_size = may_be_tls ? record_framing().accept_all(received) : 0;
         if (tls_size < received.size())
         {
+            state->settings.server_hostname = std::move(request->settings.server_hostname); // for `describe`
             state->keep_not_tls(std::move(request->received), tls_size);
             state->fail(errc::plaintext_injection);
             return errc::plaintext_injection;
