@@ -99,7 +99,7 @@ try
         to.write(data);
         co_await to.drain();
     }
-    to.can_write_eof() ? to.write_eof() : to.close(); // in TLS 1.2 one direction does not end without the other, which looks cut then
+    to.can_write_eof() ? to.write_eof() : to.close(); // in TLS 1.2 both directions end, and the other looks cut
 }
 catch (const std::system_error& e)
 {
