@@ -1119,10 +1119,8 @@ TEST_CASE("abort: in plain text the peer sees an end like any other, with SO_LIN
         [=]() -> awaitable<void>
         {
             raw_link link = co_await link_with_raw_peer();
-            const ::linger at_once = {.l_onoff = 1, .l_linger = 0};
             if (lingers)
-                ::setsockopt(link.writer.get_extra_info<"socket">().value(), SOL_SOCKET, SO_LINGER, &at_once,
-                             sizeof at_once);
+                test::reset_on_close(link.writer.get_extra_info<"socket">().value());
             link.writer.abort();
             char byte = 0;
             const auto received = ::recv(link.peer.descriptor(), &byte, 1, 0);

@@ -29,7 +29,6 @@
 #include <utility>
 
 #include <poll.h>
-#include <sys/socket.h>
 
 namespace us = upgradeable_streams;
 using asio::awaitable;
@@ -567,8 +566,7 @@ TEST_CASE("start_tls<within_tls>: a server whose outer connection was lost while
             std::tie(reader, writer) = co_await writer.start_tls<us::within_tls>({.server_hostname = "localhost"});
             const std::string line = co_await reader.readline();
             CHECK(line == "go\n");
-            const ::linger at_once = {.l_onoff = 1, .l_linger = 0};
-            ::setsockopt(writer.get_extra_info<"socket">().value(), SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+            test::reset_on_close(writer.get_extra_info<"socket">().value());
             writer.abort();
             co_await test::eventually([&] { return ended; });
             co_await server.shutdown(5s);

@@ -370,10 +370,15 @@ void raw_peer::close()
     transport_->close();
 }
 
-void raw_peer::reset()
+void reset_on_close(int descriptor)
 {
     const linger abort{1, 0};
-    check(::setsockopt(descriptor(), SOL_SOCKET, SO_LINGER, &abort, sizeof abort), "SO_LINGER");
+    check(::setsockopt(descriptor, SOL_SOCKET, SO_LINGER, &abort, sizeof abort), "SO_LINGER");
+}
+
+void raw_peer::reset()
+{
+    reset_on_close(descriptor());
     close();
 }
 

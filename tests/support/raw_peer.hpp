@@ -84,6 +84,9 @@ private:
     openssl_ptr<SSL, SSL_free> ssl_;
 };
 
+/// Has the socket close with a RST (SO_LINGER with a time of 0).
+void reset_on_close(int descriptor);
+
 /// A listening socket for raw peers, on a free port of 127.0.0.1 unless told otherwise.
 class raw_listener
 {

@@ -6,8 +6,8 @@
 #include <upgradeable_streams/detail/connection_settings.hpp>
 #include <upgradeable_streams/detail/erased_stream.hpp>
 #include <upgradeable_streams/detail/handshake_limit.hpp>
-#include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/detail/read_side.hpp>
+#include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 
@@ -111,7 +111,7 @@ public:
     void write(std::string_view data)
     {
         throw_if_write_ended();
-        read_side::write(data);
+        write_side::write(data);
     }
 
     void write_eof();

@@ -3,7 +3,6 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_CREDENTIALS_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_CREDENTIALS_HPP
 
-
 #include <upgradeable_streams/detail/openssl.hpp>
 
 #include <asio/buffer.hpp>

@@ -25,6 +25,13 @@ public:
     /// What is next, as far as it lies together.
     std::string_view front() const { return begun_.empty() ? behind_ : std::string_view(begun_).substr(taken_); }
 
+    /// The stream begins with what is in front.
+    std::string_view begin()
+    {
+        take(0);
+        return front();
+    }
+
     /// The stream has begun with what is in front, and taken so much of it.
     void take(std::size_t size)
     {

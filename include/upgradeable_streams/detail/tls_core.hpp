@@ -421,8 +421,7 @@ private:
     asio::const_buffer begin_sending()
     {
         sending_ = true;
-        engine.unsent().take(0);
-        return asio::buffer(engine.unsent().front());
+        return asio::buffer(engine.unsent().begin());
     }
 
     void sent(const asio::error_code& error, std::size_t size)

@@ -87,8 +87,7 @@ struct upgrade_operation
     template <typename Executor>
     void begin(const Executor& executor)
     {
-        request->settings.offer_known_session(request->ssl.get());
-        state->settings = std::move(request->settings);
+        state->settings.offer_known_session(request->ssl.get());
         state->begin_upgrade(request->ssl);
         state->tls()->skip(request->received);
         deadline = state->start_deadline(state->settings.handshake_timeout, executor);
@@ -104,17 +103,17 @@ struct upgrade_operation
             return errc::upgrade_in_progress;
         if (!request->ssl)
             return errc::not_upgradeable;
+        state->settings = std::move(request->settings); // whatever is refused from here on ends the stream
         std::string& received = request->received;
         if (const auto error = error_of([&] { received.insert(0, state->take_left_over()); }))
         {
             state->fail(error);
             return error;
         }
-        const bool may_be_tls = request->settings.role == tls_role::server && begins_tls_handshake(received);
+        const bool may_be_tls = state->settings.role == tls_role::server && begins_tls_handshake(received);
         const std::size_t tls_size = may_be_tls ? record_framing().accept_all(received) : 0;
         if (tls_size < received.size())
         {
-            state->settings.server_hostname = std::move(request->settings.server_hostname); // for `describe`
             state->keep_not_tls(std::move(request->received), tls_size);
             state->fail(errc::plaintext_injection);
             return errc::plaintext_injection;

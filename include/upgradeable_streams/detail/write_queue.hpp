@@ -177,7 +177,6 @@ private:
     {
         if (queue_.empty())
             return;
-        queue_.take(0);
         sending_now_ = true;
         auto sent = [this, executor, owner = owner_.lock()](asio::error_code error, std::size_t size)
         {
@@ -190,7 +189,7 @@ private:
         };
         try
         {
-            asio::async_write(next_, asio::buffer(queue_.front()), asio::bind_executor(executor, std::move(sent)));
+            asio::async_write(next_, asio::buffer(queue_.begin()), asio::bind_executor(executor, std::move(sent)));
         }
         catch (const std::bad_alloc&)
         {

@@ -218,7 +218,7 @@ inline void write_side::block()
     try
     {
         if (has_turn() || unsent_ > 0)
-            return async_write(asio::buffer(queue_.front()));
+            return async_write(asio::buffer(queue_.begin()));
         asio::post(get_executor(), [self = shared_from_this()] { self->written({}, 0); });
     }
     catch (const std::bad_alloc&)
