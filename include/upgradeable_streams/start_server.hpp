@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_START_SERVER_HPP
 
 #include <upgradeable_streams/callable_view.hpp>
+#include <upgradeable_streams/detail/deadline.hpp>
 #include <upgradeable_streams/detail/handle.hpp>
 #include <upgradeable_streams/detail/inner_stream.hpp>
 #include <upgradeable_streams/detail/listener.hpp>
@@ -19,7 +20,6 @@
 #include <asio/awaitable.hpp>
 #include <asio/basic_socket_acceptor.hpp>
 #include <asio/socket_base.hpp>
-#include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>
 
 #include <chrono>
@@ -145,10 +145,10 @@ public:
     void close() { handle_->listener->close(); }
 
     /// Closes each connection as stream_writer::close does.
-    void close_clients() { handle_->listener->for_each_connection(&detail::connection::close); }
+    void close_clients() { handle_->listener->clients().for_each(&detail::connection::close); }
 
     /// Closes each connection at once; what was queued is lost.
-    void abort_clients() { handle_->listener->for_each_connection(&detail::connection::abort); }
+    void abort_clients() { handle_->listener->clients().for_each(&detail::connection::abort); }
 
     /// Waits until the server is closed and so is every connection. Cancellation: changes nothing.
     asio::awaitable<void> wait_closed() { return wait_closed(handle_); }
@@ -343,14 +343,10 @@ inline asio::awaitable<void> server::wait_closed(detail::checked_ptr<handle> h)
 inline asio::awaitable<void> server::shutdown(detail::checked_ptr<handle> h, std::chrono::steady_clock::duration grace)
 {
     h->listener->close();
-    h->listener->for_each_connection(&detail::connection::close);
-    asio::steady_timer deadline(co_await asio::this_coro::executor, grace);
-    deadline.async_wait(
-        [listener = h->listener](const asio::error_code& error)
-        {
-            if (!error)
-                listener->for_each_connection(&detail::connection::abort);
-        });
+    h->listener->clients().for_each(&detail::connection::close);
+    const auto executor = co_await asio::this_coro::executor;
+    const detail::deadline within(executor, grace, [listener = h->listener]
+                                  { listener->clients().for_each(&detail::connection::abort); });
     co_await h->listener->wait(true);
 }
 

@@ -280,6 +280,7 @@ public:
     /// What is known of the connection, by asyncio's names; the type depends on the name.
     ///
     /// - peername, sockname: std::optional<socket_address>
+    /// - server_hostname: std::string, the host of open_connection or what was given for it; empty for none
     /// - socket: std::optional<int>, the native handle, empty once closed
     /// - sslcontext: SSL_CTX*, ssl_object: SSL*; null in plain text, valid until TLS is stopped or the connection ends,
     ///   and longer for who takes part in owning it (SSL_up_ref), as for tls_options::resume_from after FTP's CCC
@@ -296,6 +297,8 @@ public:
             return c.peername();
         else if constexpr (Name == "sockname")
             return c.sockname();
+        else if constexpr (Name == "server_hostname")
+            return c.settings().server_hostname;
         else if constexpr (Name == "socket")
             return c.native_socket();
         else if constexpr (Name == "sslcontext")
@@ -304,8 +307,8 @@ public:
             return c.is_tls() ? c.ssl() : nullptr;
         else
         {
-            static_assert(of_tls, "get_extra_info knows peername, sockname, socket, sslcontext, ssl_object, version, "
-                                  "cipher, alpn_protocol, peercert and session_reused");
+            static_assert(of_tls, "get_extra_info knows peername, sockname, server_hostname, socket, sslcontext, "
+                                  "ssl_object, version, cipher, alpn_protocol, peercert and session_reused");
             const std::optional<tls_session> known = session();
             if constexpr (Name == "version")
                 return known ? std::optional(known->version) : std::nullopt;

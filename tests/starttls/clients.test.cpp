@@ -4,8 +4,12 @@
 #include "support/catch.hpp"
 #include "support/chunked_stream.hpp"
 #include "support/contexts.hpp"
+#include "support/raw_peer.hpp"
+#include "support/socket_pair.hpp"
 #include "support/stream_links.hpp"
 #include "support/task.hpp"
+
+#include <upgradeable_streams/starttls/smtp.hpp>
 
 #include <asio/awaitable.hpp>
 #include <asio/error.hpp>
@@ -283,6 +287,29 @@ TEST_CASE("starttls clients: a reset, and the time limit of a read, are errors o
             CHECK(ended.code() == (resets ? std::error_code(asio::error::connection_reset)
                                           : make_error_code(errc::negotiation_timeout)));
             CHECK(link.writer.is_closing());
+        });
+}
+
+TEST_CASE("starttls clients: an error calls the server by the name that the connection has for it")
+{
+    const std::string name = GENERATE("", "mail.example");
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            us::connection_options how;
+            how.ssl = name.empty() ? nullptr : &test::client_context();
+            how.server_hostname = name;
+            how.upgradeable = !name.empty();
+            const auto executor = co_await asio::this_coro::executor;
+            auto sockets = test::tcp_pair(executor);
+            test::raw_peer peer(sockets.second.release());
+            peer.send_all("554 no\r\n");
+            auto pair = co_await us::open_connection(std::move(sockets.first), how);
+            CHECK(pair.second.get_extra_info<"server_hostname">() == name);
+            auto asked = us::starttls::smtp(pair.first, pair.second, {.policy = starttls_policy::never});
+            const auto ended = co_await test::exception_of<us::starttls_error>(std::move(asked));
+            CHECK(ended.what() == "SMTP: " + (name.empty() ? "the server" : name) +
+                                      " answered \"554 no\": the peer refused what it was asked for");
         });
 }
 

@@ -55,11 +55,11 @@ TEST_CASE("http_connect: any other status is a refusal that shows it, and what i
         const test::outcome result = answer_http_client("HTTP/1.1 " + status + "\r\nA: b\r\n\r\n");
         CHECK(result.error == errc::request_refused);
         CHECK_THAT(result.what,
-                   test::contains("HTTP: to \"CONNECT localhost:443\" the server answered \"HTTP/1.1 " + status + '"'));
+                   test::contains("HTTP: to \"CONNECT localhost:443\" localhost answered \"HTTP/1.1 " + status + '"'));
     }
     const test::outcome late = answer_http_client("HTTP/1.1 103 Early Hints\r\nLink: " + std::string(200, 'x') +
                                                   "\r\n\r\nHTTP/1.1 407 Login\r\n\r\n");
-    CHECK_THAT(late.what, test::contains("the server answered \"HTTP/1.1 407 Login\""));
+    CHECK_THAT(late.what, test::contains("localhost answered \"HTTP/1.1 407 Login\""));
     for (const std::string line :
          {"HTTP/2 200 OK", "HTTP/1.2 200 OK", "HTTP/1.1  200 OK", "HTTP/1.1 20", "HTTP/1.1 2000", "HTTP/1.1 2x0 OK",
           "ICY 200 OK", "", " HTTP/1.1 200 OK", "HTTP/1.1 200\tOK"})

@@ -79,7 +79,7 @@ TEST_CASE("imap: a refusal is shown in its own words, whatever came before it")
         us::starttls::imap, {say("* OK [CAPABILITY STARTTLS] ready\r\n"), hear("a2 STARTTLS\r\n"),
                              say("* OK [ALERT] " + std::string(200, 'x') + "\r\na2 NO not today\r\n"), say("")});
     CHECK(result.error == errc::request_refused);
-    CHECK_THAT(result.what, test::contains("to \"STARTTLS\" the server answered \"a2 NO not today\""));
+    CHECK_THAT(result.what, test::contains("to \"STARTTLS\" localhost answered \"a2 NO not today\""));
 }
 
 TEST_CASE("imap: a goodbye over TLS is a refusal, with its words")
@@ -89,5 +89,5 @@ TEST_CASE("imap: a goodbye over TLS is a refusal, with its words")
     steps.push_back(say(""));
     const test::outcome result = test::negotiate(us::starttls::imap, steps);
     CHECK(result.what ==
-          "IMAP: to \"CAPABILITY\" the server answered \"* BYE no more\": the peer refused what it was asked for");
+          "IMAP: to \"CAPABILITY\" localhost answered \"* BYE no more\": the peer refused what it was asked for");
 }

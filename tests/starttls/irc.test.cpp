@@ -33,7 +33,7 @@ TEST_CASE("irc: with attempt a refusal leads on in plain text, but not a server 
     const test::outcome result = test::negotiate(
         us::starttls::irc, {hear("STARTTLS\r\n"), say("ERROR :Closing link\r\n"), {test::step::kind::finish}}, attempt);
     CHECK(result.what ==
-          "IRC: to \"STARTTLS\" the server answered \"ERROR :Closing link\": the peer refused what it was asked for");
+          "IRC: to \"STARTTLS\" localhost answered \"ERROR :Closing link\": the peer refused what it was asked for");
 }
 
 TEST_CASE("irc: numerics are commands, not what stands in parameters, tags or prefixes")

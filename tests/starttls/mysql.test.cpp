@@ -52,7 +52,7 @@ TEST_CASE("mysql: an error in place of a greeting is a refusal, and its number a
         const test::outcome result = greet_mysql_client(mysql_packet(payload));
         CAPTURE(payload);
         CHECK(result.error == errc::request_refused);
-        CHECK_THAT(result.what, test::starts_with("MySQL: the server answered \"" + std::string(words) + '"'));
+        CHECK_THAT(result.what, test::starts_with("MySQL: localhost answered \"" + std::string(words) + '"'));
     }
 }
 

@@ -39,7 +39,7 @@ TEST_CASE("postgres: an error message is a refusal whatever the policy, and its 
             CAPTURE(message);
             CHECK(result.error == errc::request_refused);
             CHECK_THAT(result.what,
-                       test::starts_with("PostgreSQL: to \"SSLRequest\" the server answered \"" + std::string(words)));
+                       test::starts_with("PostgreSQL: to \"SSLRequest\" localhost answered \"" + std::string(words)));
             CHECK(result.reply == message);
             CHECK(result.is_closed);
         }

@@ -95,5 +95,5 @@ TEST_CASE("sieve: what came in plain text is not shown with what the server says
     CHECK(result.error == errc::request_refused);
     CHECK(result.reply == "BYE \"no more\"\r\n");
     CHECK(result.what ==
-          "ManageSieve: the server answered \"BYE \"no more\"\": the peer refused what it was asked for");
+          "ManageSieve: localhost answered \"BYE \"no more\"\": the peer refused what it was asked for");
 }

@@ -59,7 +59,7 @@ TEST_CASE("smtp: a server that fails behind its go-ahead, over TLS, is told with
     const test::outcome result = test::negotiate(us::starttls::smtp, steps);
     CHECK(result.error == errc::request_refused);
     CHECK(result.what ==
-          "SMTP: to \"EHLO\" the server answered \"421 no more\": the peer refused what it was asked for");
+          "SMTP: to \"EHLO\" localhost answered \"421 no more\": the peer refused what it was asked for");
 }
 
 TEST_CASE("smtp: a client calls itself by the name that it is given, which is one word")

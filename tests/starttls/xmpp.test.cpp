@@ -164,7 +164,7 @@ TEST_CASE("xmpp: the words of an error are shown, and not those of the stream's 
     const test::outcome result = open_xmpp_client(
         {hear(xmpp_header), say(xmpp_opening + "<stream:error><host-unknown/></stream:error></stream:stream>")});
     CHECK(result.error == errc::request_refused);
-    CHECK_THAT(result.what, test::starts_with("XMPP: to \"<stream:stream>\" the server answered "
+    CHECK_THAT(result.what, test::starts_with("XMPP: to \"<stream:stream>\" localhost answered "
                                               "\"<stream:error><host-unknown/></stream:error>\""));
 }
 

@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_DETAIL_CONNECTION_HPP
 
 #include <upgradeable_streams/detail/connection_settings.hpp>
+#include <upgradeable_streams/detail/deadline.hpp>
 #include <upgradeable_streams/detail/erased_stream.hpp>
 #include <upgradeable_streams/detail/handshake_limit.hpp>
 #include <upgradeable_streams/detail/read_side.hpp>
@@ -204,9 +205,10 @@ public:
     /// With a `place`, which outlives this, time is up too when a handshake that runs there outstays.
     expiry(connection& c, std::chrono::steady_clock::duration timeout, errc reason,
            std::optional<handshake_limit::place>* place = nullptr)
-        : timer_(std::make_shared<asio::steady_timer>(c.get_executor()))
+        : connection_(c), reason_(reason), place_(place), looks_left_(place ? looks : 1),
+          interval_(timeout / looks_left_)
     {
-        wait({timer_, c.self(), reason, place, place ? timeout / looks : timeout, place ? looks : 1});
+        wait();
     }
 
     expiry(const expiry&) = delete;
@@ -215,34 +217,25 @@ public:
 private:
     static constexpr int looks = 12; ///< At a place, in the whole of the time.
 
-    struct watch
+    void wait()
     {
-        std::weak_ptr<asio::steady_timer> timer;
-        std::weak_ptr<connection> watched;
-        errc reason;
-        std::optional<handshake_limit::place>* place;
-        std::chrono::steady_clock::duration interval;
-        int looks_left;
-    };
-
-    static void wait(watch w)
-    {
-        const auto timer = w.timer.lock();
-        timer->expires_after(w.interval);
-        timer->async_wait(
-            [w](const asio::error_code& error) mutable
-            {
-                const auto self = w.watched.lock();
-                if (error || w.timer.expired() || !self)
-                    return;
-                if (--w.looks_left > 0 && !(*w.place && (*w.place)->outstays()))
-                    return wait(std::move(w));
-                self->lose(w.reason);
-                self->abort();
-            });
+        next_.emplace(connection_.get_executor(), interval_, [this] { look(); });
     }
 
-    std::shared_ptr<asio::steady_timer> timer_;
+    void look()
+    {
+        if (--looks_left_ > 0 && !(*place_ && (*place_)->outstays()))
+            return wait();
+        connection_.lose(reason_);
+        connection_.abort();
+    }
+
+    connection& connection_;
+    const errc reason_;
+    std::optional<handshake_limit::place>* const place_;
+    int looks_left_;
+    const std::chrono::steady_clock::duration interval_;
+    std::optional<deadline> next_;
 };
 
 inline void connection::write_eof()
@@ -307,7 +300,7 @@ inline asio::awaitable<void> connection::finish()
 {
     try
     {
-        const expiry deadline(*this, settings().shutdown_timeout, errc::shutdown_timeout);
+        const expiry within(*this, settings().shutdown_timeout, errc::shutdown_timeout);
         while (ending_ && !closed_)
             co_await wait_change();
         co_await flush();
@@ -383,7 +376,7 @@ asio::awaitable<void> connection::change(std::chrono::steady_clock::duration tim
     try
     {
         what = begun ? name_of_upgrade(*begun) : "end of TLS";
-        const expiry deadline(*this, timeout, late, place);
+        const expiry within(*this, timeout, late, place);
         co_await flush();
         co_await step();
     }

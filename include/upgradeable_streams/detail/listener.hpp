@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_DETAIL_LISTENER_HPP
 
 #include <upgradeable_streams/detail/bound_sockets.hpp>
+#include <upgradeable_streams/detail/client_registry.hpp>
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/first_bytes.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
@@ -34,7 +35,6 @@
 #include <exception>
 #include <functional>
 #include <iostream>
-#include <list>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -67,19 +67,20 @@ class listener : public std::enable_shared_from_this<listener>
 public:
     listener(asio::any_io_executor executor, listener_settings settings)
         : executor_(executor), strand_(asio::make_strand(executor)), settings_(std::move(settings)),
-          bound_(strand_, settings_.listening), changed_(strand_, asio::steady_timer::time_point::max())
+          bound_(strand_, settings_.listening), changed_(strand_, asio::steady_timer::time_point::max()),
+          clients_(settings_.max_connections, [this] { notify(); })
     {
     }
 
     /// To be bound before anything else.
     bound_sockets& bound() { return bound_; }
+    client_registry& clients() { return clients_; }
 
     void start_serving();
     void close();
     bool is_serving() const;
     std::vector<socket_address> sockets() const;
     void set_ssl_context(asio::ssl::context& ssl);
-    void for_each_connection(void (connection::*action)());
 
     /// Waits until the server is closed, and its connections too.
     asio::awaitable<void> wait(bool connections_too);
@@ -87,95 +88,36 @@ public:
 private:
     using any_socket = asio::generic::stream_protocol::socket;
 
-    struct client
-    {
-        std::weak_ptr<connection> open;
-        bool closed_by_server = false; ///< What its handler then throws is no error.
-    };
-
-    /// A place among max_connections.
-    class place
-    {
-    public:
-        /// Throws errc::connection_closed when the server is closed.
-        explicit place(std::shared_ptr<listener> l) : listener_(std::move(l))
-        {
-            const std::lock_guard lock(listener_->mutex_);
-            throw_if(listener_->closed_, errc::connection_closed);
-            self_ = listener_->clients_.emplace(listener_->clients_.end());
-        }
-
-        place(place&& other) noexcept : listener_(std::move(other.listener_)), self_(other.self_) {}
-        place& operator=(place&&) = delete;
-
-        ~place()
-        {
-            if (!listener_)
-                return;
-            {
-                const std::lock_guard lock(listener_->mutex_);
-                listener_->clients_.erase(self_);
-            }
-            try
-            {
-                listener_->notify();
-            }
-            catch (...)
-            {
-            }
-        }
-
-        /// Throws errc::connection_closed when the server has closed its clients.
-        void set(const std::shared_ptr<connection>& c) const
-        {
-            const std::lock_guard lock(listener_->mutex_);
-            throw_if(self_->closed_by_server, errc::connection_closed);
-            self_->open = c;
-        }
-
-        bool closed_by_server() const
-        {
-            const std::lock_guard lock(listener_->mutex_);
-            return self_->closed_by_server;
-        }
-
-    private:
-        std::shared_ptr<listener> listener_;
-        std::list<client>::iterator self_;
-    };
-
     static constexpr std::chrono::seconds accept_retry_delay{1};
 
     void notify();
-    bool is_closed() const;
-    bool has_room() const;
     connection_settings settings_of_connection() const;
     void report(std::exception_ptr error, const socket_address& peer) const noexcept;
     static void write_to_log(const socket_address& peer, const std::string& what);
 
     bool start_session(any_socket socket);
     static asio::awaitable<void> accept_loop(std::shared_ptr<listener> self, bound_socket& bound);
-    std::shared_ptr<connection> adopt(any_socket socket, const place& p);
-    static asio::awaitable<void> session(std::shared_ptr<listener> self, std::shared_ptr<connection> c, place p);
+    std::shared_ptr<connection> adopt(any_socket socket, const client_registry::entry& own);
+    static asio::awaitable<void> session(std::shared_ptr<listener> self, std::shared_ptr<connection> c,
+                                         client_registry::entry own);
 
     asio::any_io_executor executor_;
     asio::any_io_executor strand_;
     const listener_settings settings_;
     bound_sockets bound_;
     asio::steady_timer changed_;
+    client_registry clients_; ///< Closed with the server.
 
     mutable std::mutex mutex_;
     std::shared_ptr<SSL_CTX> swapped_context_;
-    std::list<client> clients_;
     bool serving_ = false;
-    bool closed_ = false;
 };
 
 inline void listener::start_serving()
 {
     {
         const std::lock_guard lock(mutex_);
-        throw_if(closed_, errc::connection_closed);
+        throw_if(clients_.is_closed(), errc::connection_closed);
         if (serving_)
             return;
         bound_.listen();
@@ -187,10 +129,10 @@ inline void listener::start_serving()
 
 inline void listener::close()
 {
+    if (!clients_.close())
+        return;
     {
         const std::lock_guard lock(mutex_);
-        if (std::exchange(closed_, true))
-            return;
         serving_ = false;
     }
     asio::dispatch(strand_,
@@ -209,8 +151,7 @@ inline bool listener::is_serving() const
 
 inline std::vector<socket_address> listener::sockets() const
 {
-    const std::lock_guard lock(mutex_);
-    return closed_ ? std::vector<socket_address>() : bound_.addresses();
+    return clients_.is_closed() ? std::vector<socket_address>() : bound_.addresses();
 }
 
 inline void listener::set_ssl_context(asio::ssl::context& ssl)
@@ -223,25 +164,6 @@ inline void listener::set_ssl_context(asio::ssl::context& ssl)
     swapped_context_.swap(changed.context);
 }
 
-inline void listener::for_each_connection(void (connection::*action)())
-{
-    std::vector<std::shared_ptr<connection>> open;
-    {
-        const std::lock_guard lock(mutex_);
-        for (client& each : clients_)
-        {
-            each.closed_by_server = true;
-            if (auto c = each.open.lock())
-                open.push_back(std::move(c));
-        }
-    }
-    for (auto& c : open)
-    {
-        const auto executor = c->get_executor();
-        asio::post(executor, [c = std::move(c), action] { ((*c).*action)(); });
-    }
-}
-
 /// Called when a connection has gone.
 inline void listener::notify()
 {
@@ -251,18 +173,6 @@ inline void listener::notify()
                    self->bound_.wake();
                    self->changed_.cancel();
                });
-}
-
-inline bool listener::is_closed() const
-{
-    const std::lock_guard lock(mutex_);
-    return closed_;
-}
-
-inline bool listener::has_room() const
-{
-    const std::lock_guard lock(mutex_);
-    return clients_.size() < settings_.max_connections;
 }
 
 inline connection_settings listener::settings_of_connection() const
@@ -315,12 +225,7 @@ inline asio::awaitable<void> listener::wait(bool connections_too)
 {
     const auto on_strand = [](std::shared_ptr<listener> self, bool connections_too_) -> asio::awaitable<void>
     {
-        const auto done = [&]
-        {
-            const std::lock_guard lock(self->mutex_);
-            return self->closed_ && (!connections_too_ || self->clients_.empty());
-        };
-        while (!done())
+        while (!self->clients_.is_closed() || (connections_too_ && !self->clients_.empty()))
             co_await detail::wait(self->changed_);
     };
     return asio::co_spawn(strand_, on_strand(shared_from_this(), connections_too), asio::use_awaitable);
@@ -329,11 +234,11 @@ inline asio::awaitable<void> listener::wait(bool connections_too)
 inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> self, bound_socket& bound)
 {
     std::optional<any_socket> accepted;
-    while (!self->is_closed())
+    while (!self->clients_.is_closed())
     try
     {
         asio::error_code error;
-        if (!self->has_room())
+        if (!self->clients_.has_room())
         {
             bound.pause.expires_at(asio::steady_timer::time_point::max());
             co_await bound.pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
@@ -352,7 +257,7 @@ inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> sel
         if (error && error != asio::error::operation_aborted && !tells_peer_left(error))
         {
             self->report(std::make_exception_ptr(std::system_error(error, "accept")), {});
-            if (self->is_closed())
+            if (self->clients_.is_closed())
                 co_return;
             bound.pause.expires_after(accept_retry_delay);
             co_await bound.pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
@@ -367,7 +272,7 @@ inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> sel
 inline bool listener::start_session(any_socket socket)
 try
 {
-    place own(shared_from_this());
+    client_registry::entry own(std::shared_ptr<client_registry>(shared_from_this(), &clients_));
     auto c = adopt(std::move(socket), own);
     const auto executor = c->get_executor();
     asio::co_spawn(executor, session(shared_from_this(), std::move(c), std::move(own)), asio::detached);
@@ -382,7 +287,7 @@ catch (const std::system_error&) // the server is closed
     return true;
 }
 
-inline std::shared_ptr<connection> listener::adopt(any_socket socket, const place& p)
+inline std::shared_ptr<connection> listener::adopt(any_socket socket, const client_registry::entry& own)
 {
     asio::error_code ignored;
     if (settings_.keep_alive)
@@ -390,11 +295,12 @@ inline std::shared_ptr<connection> listener::adopt(any_socket socket, const plac
     connection_settings settings = settings_of_connection();
     settings.strand = std::make_shared<strand>(executor_);
     auto c = std::make_shared<stream_connection<any_socket>>(std::move(socket), settings);
-    p.set(c);
+    own.set(c);
     return c;
 }
 
-inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, std::shared_ptr<connection> c, place p)
+inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, std::shared_ptr<connection> c,
+                                               client_registry::entry own)
 {
     std::exception_ptr failure;
     try
@@ -420,7 +326,7 @@ inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, s
         auto back = asio::bind_executor(c->get_executor(), asio::use_awaitable);
         co_await asio::post(std::move(back));
     }
-    if (failure && !p.closed_by_server())
+    if (failure && !own.closed_by_server())
         self->report(failure, c->peername().value_or(socket_address()));
     try
     {

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_SHUTDOWN_OPERATION_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_SHUTDOWN_OPERATION_HPP
 
+#include <upgradeable_streams/detail/deadline.hpp>
 #include <upgradeable_streams/detail/record_framing.hpp>
 #include <upgradeable_streams/detail/stream_state.hpp>
 #include <upgradeable_streams/detail/tls_core.hpp>
@@ -21,6 +22,7 @@
 #include <chrono>
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -37,7 +39,7 @@ struct shutdown_operation
     std::chrono::steady_clock::duration timeout;
     bool to_plain_text = false;
     enum { starting, beginning, refusing, waiting, notifying, sending, receiving, settling, leaving } step = starting;
-    std::shared_ptr<typename State::deadline> deadline = {};
+    std::optional<deadline> within = {};
     std::unique_ptr<std::array<char, 4096>> memory = {};
     std::string unread = {}; ///< Of what came before the close_notify, for the plain stream.
     asio::error_code result = {};
@@ -123,7 +125,7 @@ struct shutdown_operation
     {
         if (what != asio::socket_base::shutdown_send)
             memory = std::make_unique<std::array<char, 4096>>();
-        deadline = state->start_deadline(timeout, executor);
+        within.emplace(state->start_deadline(timeout, executor));
     }
 
     /// Whether a read has met an error after which no close_notify can be sent.
@@ -176,7 +178,7 @@ struct shutdown_operation
             step = settling;
             return (*this)(self);
         }
-        result = deadline->conclude(result, cancelled, errc::shutdown_timeout);
+        result = conclude(within, result, cancelled, errc::shutdown_timeout);
         if (cancelled)
             state->failure = errc::stream_unusable;
         if (suspended)
@@ -203,7 +205,7 @@ struct shutdown_operation
             result = std::make_error_code(std::errc::protocol_error);
         if (!result && !state->socket().lowest_layer().is_open())
             result = asio::error::operation_aborted;
-        result = deadline->conclude(result, cancelled, errc::shutdown_timeout);
+        result = conclude(within, result, cancelled, errc::shutdown_timeout);
         if (!result)
             result = error_of([&] { state->complete_stop(std::move(unread)); });
         if (result)

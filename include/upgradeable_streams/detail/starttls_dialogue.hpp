@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_STARTTLS_DIALOGUE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_STARTTLS_DIALOGUE_HPP
 
+#include <upgradeable_streams/detail/deadline.hpp>
 #include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/error.hpp>
@@ -13,11 +14,8 @@
 #include <upgradeable_streams/string_list.hpp>
 #include <upgradeable_streams/tls.hpp>
 
-#include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>
 #include <asio/error.hpp>
-#include <asio/steady_timer.hpp>
-#include <asio/this_coro.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -98,7 +96,6 @@ private:
     void hear(std::string_view bytes);
     void abort();
     void start_clock();
-    void stop_clock() { ++clock_; }
 
     /// In a handler: closes the connection, and throws what was caught with what the server answered.
     [[noreturn]] void give_up();
@@ -106,12 +103,11 @@ private:
     const std::string protocol_;
     stream_reader reader_;
     stream_writer writer_;
+    std::string server_; ///< What errors call it.
     const starttls_policy policy_;
     const std::chrono::steady_clock::duration timeout_;
     std::optional<asio::awaitable<stream_pair>> upgrade_;
-    std::optional<asio::steady_timer> timer_;
-    unsigned clock_ = 0; ///< A wait that another number began is out of date.
-    bool expired_ = false;
+    std::optional<deadline> within_; ///< Of what is said, before the handshake and after it.
     std::string asked_;
     std::string reply_; ///< The first `most_shown` bytes.
     std::string words_; ///< Of the reply, if it was explained.
@@ -120,8 +116,11 @@ private:
 
 inline starttls_dialogue::starttls_dialogue(std::string_view protocol, const stream_reader& reader,
                                             const stream_writer& writer, const starttls::starttls_options& options)
-    : protocol_(protocol), reader_(reader), writer_(writer), policy_(options.policy), timeout_(options.timeout)
+    : protocol_(protocol), reader_(reader), writer_(writer),
+      server_(printable(writer.get_extra_info<"server_hostname">())), policy_(options.policy), timeout_(options.timeout)
 {
+    if (server_.empty())
+        server_ = "the server";
     require_positive(timeout_, "timeout");
     if (policy_ == starttls_policy::never)
         return;
@@ -193,7 +192,7 @@ inline void starttls_dialogue::refused(errc reason) const
 
 inline asio::awaitable<void> starttls_dialogue::start_tls()
 {
-    stop_clock();
+    within_.reset();
     std::tie(reader_, writer_) = co_await *std::move(upgrade_);
     asked_.clear();
     reply_.clear();
@@ -209,7 +208,7 @@ inline void starttls_dialogue::fail(const std::error_code& reason) const
     std::string what = protocol_ + ": ";
     if (!asked_.empty())
         what += "to \"" + asked_ + "\" ";
-    what += "the server answered ";
+    what += server_ + " answered ";
     what += reply_.empty() ? "nothing" : '"' + shown + '"';
     throw starttls_error(reason, what, reply_);
 }
@@ -224,16 +223,7 @@ inline void starttls_dialogue::hear(std::string_view bytes)
 
 inline void starttls_dialogue::start_clock()
 {
-    timer_->expires_after(timeout_);
-    timer_->async_wait(
-        [weak = weak_from_this(), clock = ++clock_](const asio::error_code& cancelled)
-        {
-            const auto self = weak.lock();
-            if (cancelled || !self || self->clock_ != clock)
-                return;
-            self->expired_ = true;
-            self->abort();
-        });
+    within_.emplace(writer_.get_executor(), timeout_, [this] { abort(); });
 }
 
 inline void starttls_dialogue::abort()
@@ -248,7 +238,8 @@ catch (const std::system_error&)
 
 inline void starttls_dialogue::give_up()
 {
-    stop_clock();
+    const bool is_late = within_ && within_->has_expired();
+    within_.reset();
     abort();
     try
     {
@@ -273,7 +264,7 @@ inline void starttls_dialogue::give_up()
     }
     catch (const std::system_error& error)
     {
-        if (expired_ || error.code() == errc::operation_timeout)
+        if (is_late || error.code() == errc::operation_timeout)
             fail(errc::negotiation_timeout);
         if (error.code() == asio::error::connection_reset || error.code() == errc::tls_not_offered)
             fail(error.code());
@@ -284,11 +275,9 @@ inline void starttls_dialogue::give_up()
 inline asio::awaitable<starttls::negotiated> starttls_dialogue::run(std::shared_ptr<starttls_dialogue> dialogue,
                                                                     asio::awaitable<std::vector<std::string>> talk)
 {
-    const asio::any_io_executor executor = co_await asio::this_coro::executor;
     std::vector<std::string> capabilities;
     try
     {
-        dialogue->timer_.emplace(executor);
         dialogue->start_clock();
         capabilities = co_await std::move(talk);
     }
@@ -296,7 +285,7 @@ inline asio::awaitable<starttls::negotiated> starttls_dialogue::run(std::shared_
     {
         dialogue->give_up();
     }
-    dialogue->stop_clock();
+    dialogue->within_.reset();
     co_return starttls::negotiated{dialogue->reader_, dialogue->writer_, std::move(capabilities),
                                    std::move(dialogue->greeting)};
 }

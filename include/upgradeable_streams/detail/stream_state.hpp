@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_STREAM_STATE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_STREAM_STATE_HPP
 
+#include <upgradeable_streams/detail/deadline.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/detail/tls_limits.hpp>
@@ -16,13 +17,13 @@
 #include <asio/socket_base.hpp>
 #include <asio/post.hpp>
 #include <asio/ssl/error.hpp>
-#include <asio/steady_timer.hpp>
 
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <memory>
 #include <new>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -49,6 +50,17 @@ catch (const std::system_error& error)
     return error.code();
 }
 
+/// What is to be told of an operation that has ended with `result`, and its deadline with it.
+inline asio::error_code conclude(std::optional<deadline>& within, const asio::error_code& result, bool cancelled,
+                                 errc late)
+{
+    const bool is_late = within->has_expired();
+    within.reset();
+    if (is_late)
+        return late;
+    return cancelled ? asio::error_code(asio::error::operation_aborted) : as_aborted(result);
+}
+
 template <typename Socket, template <typename> class TlsLayer>
 struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer>>
 {
@@ -63,23 +75,6 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
     struct encrypted
     {
         std::unique_ptr<link> tls;
-    };
-
-    struct deadline
-    {
-        asio::steady_timer timer;
-        bool over = false;
-        bool expired = false;
-
-        /// What is to be told of an operation that has ended with `result`.
-        asio::error_code conclude(const asio::error_code& result, bool cancelled, errc late)
-        {
-            over = true;
-            timer.cancel();
-            if (expired)
-                return late;
-            return cancelled ? asio::error_code(asio::error::operation_aborted) : as_aborted(result);
-        }
     };
 
     stream_state(Socket&& socket, tls_settings given) : stage(std::move(socket)), settings(std::move(given)) {}
@@ -222,22 +217,11 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
         stage.template emplace<Socket>(done->release_socket());
     }
 
-    /// Closes the stream when `timeout` has passed; `executor` is the one that the operation under way runs on.
+    /// Closes the stream when `timeout` has passed; for an operation that runs on `executor`.
     template <typename Executor>
-    std::shared_ptr<deadline> start_deadline(std::chrono::steady_clock::duration timeout, const Executor& executor)
+    deadline start_deadline(std::chrono::steady_clock::duration timeout, const Executor& executor)
     {
-        auto made = std::make_shared<deadline>(asio::steady_timer(socket().get_executor(), timeout));
-        made->timer.async_wait(
-            asio::bind_executor(executor,
-                                [made, weak = this->weak_from_this()](const asio::error_code& error)
-                                {
-                                    const auto self = weak.lock();
-                                    if (error || made->over || !self)
-                                        return;
-                                    made->expired = true;
-                                    self->close();
-                                }));
-        return made;
+        return {socket().get_executor(), timeout, asio::bind_executor(executor, [this] { close(); })};
     }
 
     /// The exception of an upgrade that failed with `error`.

@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_DETAIL_UPGRADE_OPERATION_HPP
 
 #include <upgradeable_streams/detail/alpn.hpp>
+#include <upgradeable_streams/detail/deadline.hpp>
 #include <upgradeable_streams/detail/record_framing.hpp>
 #include <upgradeable_streams/detail/resumption.hpp>
 #include <upgradeable_streams/detail/stream_state.hpp>
@@ -19,6 +20,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -32,7 +34,7 @@ struct upgrade_operation
     std::shared_ptr<State> state;
     std::unique_ptr<upgrade_request> request;
     enum { starting, refusing, handshaking, sending } step = starting;
-    std::shared_ptr<typename State::deadline> deadline = {};
+    std::optional<deadline> within = {};
     asio::error_code result = {};
 
     template <typename Self>
@@ -73,7 +75,7 @@ struct upgrade_operation
                 return link.async_wait_change(std::move(self));
             if (!result)
                 result = link.error();
-            result = deadline->conclude(result, cancelled, errc::handshake_timeout);
+            result = conclude(within, result, cancelled, errc::handshake_timeout);
             if (result)
                 state->fail(cancelled ? make_error_code(errc::stream_unusable) : result);
             else
@@ -90,7 +92,7 @@ struct upgrade_operation
         state->settings.offer_known_session(request->ssl.get());
         state->begin_upgrade(request->ssl);
         state->tls()->skip(request->received);
-        deadline = state->start_deadline(state->settings.handshake_timeout, executor);
+        within.emplace(state->start_deadline(state->settings.handshake_timeout, executor));
     }
 
     asio::error_code refusal()

@@ -1,0 +1,146 @@
+/// @file
+/// The connections that a server has open.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_CLIENT_REGISTRY_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_CLIENT_REGISTRY_HPP
+
+#include <upgradeable_streams/detail/connection.hpp>
+#include <upgradeable_streams/error.hpp>
+#include <asio/post.hpp>
+#include <cstddef>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+namespace upgradeable_streams::detail
+{
+
+/// The connections of a server, up to so many, until it takes no more. Safe to share between threads.
+class client_registry
+{
+    struct client
+    {
+        std::weak_ptr<connection> open;
+        bool closed_by_server = false; ///< What its handler then throws is no error.
+    };
+
+public:
+    /// `left` is called when a connection has gone, on whatever thread; what it throws is dropped.
+    client_registry(std::size_t most, std::function<void()> left) : most_(most), left_(std::move(left)) {}
+
+    /// A connection among these, for as long as this lives.
+    class entry
+    {
+    public:
+        /// Throws errc::connection_closed when no more are taken.
+        explicit entry(std::shared_ptr<client_registry> registry) : registry_(std::move(registry))
+        {
+            const std::lock_guard lock(registry_->mutex_);
+            throw_if(registry_->closed_, errc::connection_closed);
+            self_ = registry_->clients_.emplace(registry_->clients_.end());
+        }
+
+        entry(entry&& other) noexcept : registry_(std::move(other.registry_)), self_(other.self_) {}
+        entry& operator=(entry&&) = delete;
+
+        ~entry()
+        {
+            if (registry_)
+                registry_->remove(self_);
+        }
+
+        /// Throws errc::connection_closed when the server has closed its clients.
+        void set(const std::shared_ptr<connection>& c) const
+        {
+            const std::lock_guard lock(registry_->mutex_);
+            throw_if(self_->closed_by_server, errc::connection_closed);
+            self_->open = c;
+        }
+
+        bool closed_by_server() const
+        {
+            const std::lock_guard lock(registry_->mutex_);
+            return self_->closed_by_server;
+        }
+
+    private:
+        std::shared_ptr<client_registry> registry_;
+        std::list<client>::iterator self_;
+    };
+
+    bool has_room() const
+    {
+        const std::lock_guard lock(mutex_);
+        return clients_.size() < most_;
+    }
+
+    bool empty() const
+    {
+        const std::lock_guard lock(mutex_);
+        return clients_.empty();
+    }
+
+    /// Takes no more. Returns: whether it did until now.
+    bool close()
+    {
+        const std::lock_guard lock(mutex_);
+        return !std::exchange(closed_, true);
+    }
+
+    bool is_closed() const
+    {
+        const std::lock_guard lock(mutex_);
+        return closed_;
+    }
+
+    /// Has the server close each connection, where that is used.
+    void for_each(void (connection::*close)())
+    {
+        for (auto& c : open_connections())
+        {
+            const auto executor = c->get_executor();
+            asio::post(executor, [c = std::move(c), close] { ((*c).*close)(); });
+        }
+    }
+
+private:
+    std::vector<std::shared_ptr<connection>> open_connections()
+    {
+        std::vector<std::shared_ptr<connection>> open;
+        const std::lock_guard lock(mutex_);
+        for (client& each : clients_)
+        {
+            each.closed_by_server = true;
+            if (auto c = each.open.lock())
+                open.push_back(std::move(c));
+        }
+        return open;
+    }
+
+    void remove(std::list<client>::iterator which) noexcept
+    {
+        {
+            const std::lock_guard lock(mutex_);
+            clients_.erase(which);
+        }
+        try
+        {
+            left_();
+        }
+        catch (...)
+        {
+        }
+    }
+
+    const std::size_t most_;
+    const std::function<void()> left_;
+    mutable std::mutex mutex_;
+    std::list<client> clients_;
+    bool closed_ = false;
+};
+
+} // namespace upgradeable_streams::detail
+
+#endif
