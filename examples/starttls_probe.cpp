@@ -54,6 +54,7 @@ constexpr std::string_view usage =
     "or http-connect, where HOST is the proxy.\n"
     "  --ca FILE        trust the certificates of this PEM file, in place of the system's\n"
     "  --name NAME      what the certificate must be for (HOST); of xmpp also the domain to ask for\n"
+    "  --tlsa RECORD    know the server by this TLSA record (DANE), as \"3 1 1 0b9f...\"; may be given several times\n"
     "  --target H:P     of http-connect: the server behind the proxy\n"
     "  --targets FILE   one target on each line: PROTOCOL HOST[:PORT] [NAME, or the target of http-connect]\n"
     "  --days N         a certificate that is good for less than N days does not do (0)\n"
@@ -155,6 +156,7 @@ struct settings
 {
     std::string ca_file;
     std::string name;
+    std::vector<us::tlsa_record> tlsa;
     std::string beyond;
     std::string targets_file;
     long days = 0;
@@ -252,6 +254,7 @@ asio::awaitable<void> probe(const target& wanted, const settings& how, report& m
     us::starttls::http_connect_options through;
     through.timeout = how.timeout;
     through.tls.server_hostname = wanted.name;
+    (wanted.beyond ? through.tls : options.tls).tlsa_records = how.tlsa;
     auto dialogue = wanted.beyond
                         ? us::starttls::http_connect(reader, writer, wanted.beyond->host, wanted.beyond->port, through)
                         : wanted.spoken->talk(reader, writer, options);
@@ -485,6 +488,16 @@ Number number(std::string_view text, Number least)
     return value;
 }
 
+us::tlsa_record record(std::string_view text)
+try
+{
+    return us::tlsa_record::parse(text);
+}
+catch (const std::invalid_argument& error)
+{
+    throw usage_error(error.what());
+}
+
 std::vector<target> read_targets(const std::string& file)
 {
     std::ifstream in(file);
@@ -532,6 +545,8 @@ settings parse(const std::vector<std::string_view>& arguments)
             made.ca_file = value();
         else if (option == "--name")
             made.name = value();
+        else if (option == "--tlsa")
+            made.tlsa.push_back(record(value()));
         else if (option == "--target")
             made.beyond = value();
         else if (option == "--targets")
@@ -551,8 +566,8 @@ settings parse(const std::vector<std::string_view>& arguments)
         throw usage_error("give PROTOCOL and HOST, or --targets");
     if (made.targets_file.empty())
         made.targets.push_back(target::parse(words[0], words[1], made.name, made.beyond));
-    else if (!made.name.empty() || !made.beyond.empty())
-        throw usage_error("with --targets the names are in the file");
+    else if (!made.name.empty() || !made.beyond.empty() || !made.tlsa.empty())
+        throw usage_error("with --targets the names are in the file, and TLSA records are of one server");
     else
         made.targets = read_targets(made.targets_file);
     if (made.targets.empty())

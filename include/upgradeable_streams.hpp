@@ -17,6 +17,7 @@
 #include <upgradeable_streams/tls.hpp>
 #include <upgradeable_streams/tls_context.hpp>
 #include <upgradeable_streams/tls_stream.hpp>
+#include <upgradeable_streams/tlsa_record.hpp>
 #include <upgradeable_streams/upgradeable_stream.hpp>
 
 #endif

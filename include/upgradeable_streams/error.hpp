@@ -42,6 +42,7 @@ enum class errc
     reply_too_long,        ///< The peer's replies are longer than any that is expected.
     negotiation_timeout,   ///< What leads to TLS took longer than its deadline.
     operation_timeout,     ///< A read or a drain took longer than operation_timeout.
+    tlsa_records_unusable, ///< TLSA records were given, and OpenSSL can use none of them.
 };
 
 /// The category of `errc`; the six timeouts compare equal to `std::errc::timed_out`.
@@ -83,6 +84,7 @@ inline const std::error_category& category() noexcept
             case errc::reply_too_long: return "the peer's replies are too long";
             case errc::negotiation_timeout: return "what leads to TLS took longer than its deadline";
             case errc::operation_timeout: return "a read or a drain took longer than operation_timeout";
+            case errc::tlsa_records_unusable: return "none of the TLSA records can be used";
             }
             return "unknown error";
         }

@@ -14,6 +14,7 @@
 #include <upgradeable_streams/stream_reader.hpp>
 #include <upgradeable_streams/stream_writer.hpp>
 #include <upgradeable_streams/tls.hpp>
+#include <upgradeable_streams/tlsa_record.hpp>
 
 #include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>
@@ -31,6 +32,7 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -63,6 +65,9 @@ struct connection_options
 
     /// As in tls_options, for the FTPS client's data connections.
     SSL* resume_from = nullptr;
+
+    /// As in tls_options. With `ssl` only.
+    std::span<const tlsa_record> tlsa_records = {};
 
     /// The reader's limit on a line or record, in bytes.
     std::size_t limit = 64 * 1024;
@@ -134,8 +139,13 @@ inline connection_settings make_client_settings(const connection_options& option
     }
     auto made = make_settings(options, options.role,
                               options.server_hostname.empty() ? default_hostname : options.server_hostname);
-    if (options.resume_from)
-        made.tls.resume(options.resume_from);
+    made.tls.apply({.resume_from = options.resume_from, .tlsa_records = options.tlsa_records});
+    if (!options.tlsa_records.empty())
+    {
+        if (!options.ssl)
+            throw std::invalid_argument("tlsa_records need ssl: without it the connection is in plain text");
+        made.tls.make_ssl();
+    }
     return made;
 }
 

@@ -244,7 +244,10 @@ public:
         constexpr bool is_inner = Place == tls_place::within_tls;
         if (is_inner && options.server_hostname.empty() && options.role.value_or(c.settings().role) == tls_role::client)
             throw std::invalid_argument("start_tls<within_tls> needs server_hostname: the name of the inner server");
-        auto request = std::make_unique<detail::upgrade_request>(c.settings(), options, is_inner || !c.ssl());
+        detail::tls_settings defaults = c.settings();
+        if (is_inner)
+            defaults.tlsa_records.clear(); // of another server
+        auto request = std::make_unique<detail::upgrade_request>(std::move(defaults), options, is_inner || !c.ssl());
         if constexpr (is_inner) // a name that depends on Place: inner_stream is defined where pairs are made
         {
             using stream = std::conditional_t<is_inner, detail::inner_stream, void>;

@@ -5,12 +5,14 @@
 
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/record_framing.hpp>
+#include <upgradeable_streams/tlsa_record.hpp>
 
 #include <asio/ssl/context.hpp>
 #include <openssl/ssl.h>
 
 #include <chrono>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -47,6 +49,16 @@ struct tls_options
     ///
     /// Concurrency and lifetime: used in the call only.
     SSL* resume_from = nullptr;
+
+    /// What a resolver that validates DNSSEC has told of the server (DANE, RFC 7671). When given, the server is known by
+    /// one of these, also with a context that does not verify: DANE-TA and DANE-EE stand in the place of trusted
+    /// authorities, PKIX-TA and PKIX-EE are demanded beside them. With DANE-EE neither the names nor the dates of the
+    /// certificate matter. A client for mail leaves PKIX-TA and PKIX-EE out (RFC 7672 section 3.1.3). They are for the
+    /// server_hostname, a DNS name; with another at the upgrade its own have to be given.
+    ///
+    /// Errors: errc::tlsa_records_unusable at the call; who may go on without (RFC 7672 section 2.2) does so with a
+    /// context that does not verify.
+    std::span<const tlsa_record> tlsa_records = {};
 
     /// Bytes that the caller has received from the peer already. A server hands the beginning of a ClientHello to
     /// the handshake; anything else is errc::plaintext_injection.

@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/detail/alpn.hpp>
 #include <upgradeable_streams/detail/credentials.hpp>
+#include <upgradeable_streams/detail/dane.hpp>
 #include <upgradeable_streams/detail/key_log.hpp>
 #include <upgradeable_streams/detail/pins.hpp>
 #include <upgradeable_streams/detail/resumption.hpp>
@@ -159,6 +160,7 @@ inline asio::ssl::context create_client_context(const client_context_options& op
     asio::ssl::context context(asio::ssl::context::tls_client);
     SSL_CTX* const handle = context.native_handle();
     detail::set_safe_defaults(handle);
+    detail::allow_dane(handle);
     detail::load_key_pair(context, options.identity);
 
     const detail::pem_source authorities("CA", options.ca_file, options.ca_data);

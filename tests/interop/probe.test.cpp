@@ -17,6 +17,7 @@
 #include <fstream>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -26,7 +27,7 @@ using command = std::vector<std::string>;
 namespace
 {
 
-/// Runs the probe with `arguments(port)`, against a server of this protocol.
+/// Runs the probe with `arguments(port)`, a command or its words, against a server of this protocol.
 template <typename Arguments>
 test::process::outcome run_probe(std::string_view protocol, Arguments arguments,
                                  const test::issued& identity = test::localhost_certificate())
@@ -36,11 +37,26 @@ test::process::outcome run_probe(std::string_view protocol, Arguments arguments,
     const auto probe = [&](const std::string& port)
     {
         command all = {STARTTLS_PROBE};
-        const command given = test::words(arguments(port));
+        command given;
+        if constexpr (std::is_same_v<decltype(arguments(port)), command>)
+            given = arguments(port);
+        else
+            given = test::words(arguments(port));
         all.insert(all.end(), given.begin(), given.end());
         return test::run_process(all);
     };
     return test::serve(handler, probe, identity).client;
+}
+
+/// The TLSA record of a server's own key, as the openssl program has it.
+std::string tlsa_record_by_openssl(const test::issued& identity)
+{
+    const std::string key = "openssl x509 -in " + identity.certificate_file + " -pubkey -noout";
+    const auto [status, output, errors] = test::run_process(
+        {"sh", "-c", key + " | openssl pkey -pubin -outform DER | openssl dgst -sha256 -r | cut -c 1-64"});
+    CAPTURE(errors);
+    REQUIRE(status == 0);
+    return "3 1 1 " + output.substr(0, 64);
 }
 
 } // namespace
@@ -85,6 +101,27 @@ TEST_CASE("starttls_probe: a certificate that does not verify is shown, and the 
         CHECK(status == 1);
         CHECK_THAT(output, test::contains("FAILED: " + failure));
         CHECK_THAT(output, test::contains("certificate of CN=localhost\n"));
+    }
+}
+
+TEST_CASE("starttls_probe: a server is known by a TLSA record, and by no other's")
+{
+    const std::string right = tlsa_record_by_openssl(test::localhost_certificate());
+    const std::string wrong = tlsa_record_by_openssl(test::client_certificate());
+    for (const bool is_right : {true, false})
+    {
+        const auto [status, output, errors] = run_probe(
+            "smtp",
+            [&](const std::string& port)
+            {
+                command arguments = {"smtp", "127.0.0.1:" + port, "--name", "mail.test", "--tlsa", wrong};
+                if (is_right)
+                    arguments.insert(arguments.end(), {"--tlsa", right});
+                return arguments;
+            });
+        CAPTURE(is_right, errors);
+        CHECK(status == (is_right ? 0 : 1));
+        CHECK_THAT(output, test::contains(is_right ? "verified for \"mail.test\"" : "(no matching DANE TLSA records)"));
     }
 }
 
@@ -186,6 +223,7 @@ TEST_CASE("starttls_probe: wrong arguments are told with what is right, and the 
         {"smtp localhost --days x", "\"x\" is not a number from 0 on"},
         {"smtp localhost --ca", "--ca needs a value"},
         {"smtp localhost --tls", "there is no option --tls"},
+        {"smtp localhost --tlsa 3", "\"3\" is no TLSA record"},
         {"--targets " + directory.file("targets"), "targets:2: there is no protocol \"smpt\""},
         {"--targets " + directory.file("none"), "none: there is no target"}};
     for (const auto& [arguments, told] : wrong)

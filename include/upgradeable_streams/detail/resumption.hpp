@@ -172,6 +172,7 @@ inline bool is_trusted(SSL* ssl, X509* peer, STACK_OF(X509)* chain)
         return false;
     if (const auto callback = SSL_get_verify_callback(ssl))
         X509_STORE_CTX_set_verify_cb(certificates.get(), callback);
+    X509_STORE_CTX_set0_dane(certificates.get(), SSL_get0_dane(ssl));
     const auto* const pins = context_data<public_key_pins>(context);
     const int result = pins ? pins->verify(certificates.get()) : X509_verify_cert(certificates.get());
     SSL_set_verify_result(ssl, X509_STORE_CTX_get_error(certificates.get()));

@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/context_data.hpp>
+#include <upgradeable_streams/detail/dane.hpp>
 #include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/pins.hpp>
 #include <upgradeable_streams/detail/resumption.hpp>
@@ -53,6 +54,7 @@ struct tls_settings
     tls_role role = tls_role::client;
     std::string server_hostname;
     std::shared_ptr<SSL_SESSION> session; ///< Of resume_from, until it is offered.
+    std::vector<tlsa_record> tlsa_records;
     std::chrono::steady_clock::duration handshake_timeout = std::chrono::seconds(60);
     std::chrono::steady_clock::duration shutdown_timeout = std::chrono::seconds(30);
     bool suppress_ragged_eofs = false;
@@ -71,6 +73,9 @@ struct tls_settings
 
     /// For the handshake that begins: a session of an earlier connection, which is used up by this.
     void offer_known_session(SSL* ssl);
+
+private:
+    void check_tlsa_records() const;
 };
 
 inline void require_positive(std::chrono::steady_clock::duration timeout, const char* name)
@@ -131,8 +136,13 @@ inline void tls_settings::apply(const tls_options& options)
     if (!options.server_hostname.empty())
     {
         server_identity::parse(options.server_hostname);
+        if (!tlsa_records.empty() && options.tlsa_records.empty() && server_hostname != options.server_hostname)
+            throw std::invalid_argument("tlsa_records were given for \"" + server_hostname + "\"; give those for \"" +
+                                        std::string(options.server_hostname) + "\" with it");
         server_hostname = options.server_hostname;
     }
+    if (!options.tlsa_records.empty())
+        tlsa_records.assign(options.tlsa_records.begin(), options.tlsa_records.end());
     if (options.resume_from)
         resume(options.resume_from);
     if (options.handshake_timeout)
@@ -149,8 +159,24 @@ inline void tls_settings::apply(const tls_options& options)
         suppress_ragged_eofs = *options.suppress_ragged_eofs;
 }
 
+inline void tls_settings::check_tlsa_records() const
+{
+    if (tlsa_records.empty())
+        return;
+    const char* const problem =
+        role == tls_role::server ? "are for clients: they say how a server is known"
+        : server_hostname.empty() || server_identity::parse(server_hostname).is_address
+            ? "need a server_hostname that is a DNS name: what they are for"
+        : is_known_by_key(context.get())
+            ? "and the pins of a context that verifies nothing else both say how the server is known; give one of them"
+            : nullptr;
+    if (problem)
+        throw std::invalid_argument(std::string("tlsa_records ") + problem);
+}
+
 inline openssl_ptr<SSL> tls_settings::make_ssl() const
 {
+    check_tlsa_records();
     openssl_ptr<SSL> ssl(SSL_new(context.get()));
     if (!ssl)
         throw std::bad_alloc();
@@ -178,6 +204,8 @@ inline openssl_ptr<SSL> tls_settings::make_ssl() const
                                 SSL_set_tlsext_host_name(ssl.get(), identity.name.c_str());
     if (!done)
         throw std::bad_alloc();
+    if (!tlsa_records.empty())
+        expect_tlsa_records(ssl.get(), identity.name, tlsa_records);
     return ssl;
 }
 
@@ -245,8 +273,8 @@ inline void tls_settings::offer_known_session(SSL* ssl)
 /// What an upgrade was asked for, checked when the call was made.
 struct upgrade_request
 {
-    upgrade_request(const tls_settings& defaults, const tls_options& options, bool plain)
-        : settings(defaults), received(options.received)
+    upgrade_request(tls_settings defaults, const tls_options& options, bool plain)
+        : settings(std::move(defaults)), received(options.received)
     {
         settings.apply(options);
         if (plain && settings.context)
