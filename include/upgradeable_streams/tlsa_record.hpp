@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_TLSA_RECORD_HPP
 
 #include <upgradeable_streams/detail/text.hpp>
+
 #include <charconv>
 #include <cstddef>
 #include <cstdint>

@@ -5,7 +5,9 @@
 
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/error.hpp>
+
 #include <asio/post.hpp>
+
 #include <cstddef>
 #include <functional>
 #include <list>

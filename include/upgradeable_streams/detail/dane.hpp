@@ -5,8 +5,10 @@
 
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/tlsa_record.hpp>
+
 #include <openssl/err.h>
 #include <openssl/ssl.h>
+
 #include <algorithm>
 #include <new>
 #include <stdexcept>
@@ -27,9 +29,9 @@ inline void allow_dane(SSL_CTX* context)
 /// Adds a record to those of which one must hold. Returns: whether OpenSSL can use it.
 inline bool add_tlsa_record(SSL* ssl, const tlsa_record& record)
 {
-    const int result = SSL_dane_tlsa_add(ssl, record.usage, record.selector, record.matching_type,
-                                         reinterpret_cast<const unsigned char*>(record.data.data()),
-                                         record.data.size());
+    const int result =
+        SSL_dane_tlsa_add(ssl, record.usage, record.selector, record.matching_type,
+                          reinterpret_cast<const unsigned char*>(record.data.data()), record.data.size());
     ERR_clear_error();
     if (result < 0)
         throw std::bad_alloc();

@@ -7,6 +7,7 @@
 #include <asio/bind_executor.hpp>
 #include <asio/error_code.hpp>
 #include <asio/steady_timer.hpp>
+
 #include <chrono>
 #include <memory>
 #include <utility>

@@ -123,7 +123,7 @@ struct write_operation
         case waiting:
             if (cancelled)
                 return self.complete(asio::error::operation_aborted, 0);
-            if (!link.is_idle())
+            if (!link.try_begin())
                 return link.async_wait_change(std::move(self));
             {
                 step = writing;

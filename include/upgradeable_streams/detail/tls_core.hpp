@@ -85,10 +85,10 @@ public:
         if (has_too_many_replies())
             send_replies(executor);
         const bool is_full = has_too_many_replies();
-        error = failure_            ? failure_
-                : !engine.is_open() ? asio::error::not_connected
-                : is_full           ? asio::error::would_block
-                                    : asio::error_code();
+        error = failure_                   ? failure_
+                : !engine.is_established() ? asio::error::not_connected
+                : is_full                  ? asio::error::would_block
+                                           : asio::error_code();
         std::size_t size = 0;
         engine.use(descriptor_of(next_));
         for (auto b = asio::buffer_sequence_begin(buffers); b != asio::buffer_sequence_end(buffers) && !error; ++b)
@@ -112,10 +112,10 @@ public:
     {
         flush();
         needs_input_ = false;
-        error = failure_            ? failure_
-                : !engine.is_open() ? asio::error::not_connected
-                : !is_flushed()     ? asio::error::would_block
-                                    : write_error_;
+        error = failure_                   ? failure_
+                : !engine.is_established() ? asio::error::not_connected
+                : !is_flushed()            ? asio::error::would_block
+                                           : write_error_;
         if (error)
             return 0;
         if (written_ > 0)
@@ -139,14 +139,16 @@ public:
         throw;
     }
 
-    /// Whether to wait with async_writable before TLS can be ended.
-    bool needs_input()
+    /// Reads the rest of a message that has come in part, before which nothing can be encrypted.
+    ///
+    /// Returns: whether there is none; else it is waited for with async_writable.
+    bool finish_message()
     {
         has_news_ = true; // what it receives may be more than the rest of a message
         engine.use(descriptor_of(next_));
         needs_input_ = !write_error_ && next_.lowest_layer().is_open() &&
                        engine.finish_message() == asio::error::would_block;
-        return needs_input_;
+        return !needs_input_;
     }
 
     /// What the next write, which is the same once more, does not encrypt again.
@@ -240,7 +242,7 @@ public:
         const std::string_view bytes(static_cast<const char*>(landing_.data()), size);
         if (bytes.empty())
             engine.may_hold(true);
-        else if (!engine.is_open() && !keep_first(bytes))
+        else if (!engine.is_established() && !keep_first(bytes))
             engine.feed_error(asio::error::no_memory);
         else
         {
@@ -260,7 +262,7 @@ public:
     /// Gives back the memory of the handshake.
     void end_handshake()
     {
-        if (engine.is_open())
+        if (engine.is_established())
             std::string().swap(first_bytes_);
         release_room();
     }
@@ -402,7 +404,7 @@ private:
     /// Gives back the memory of what was received, once all of that is read.
     void release_room()
     {
-        if (engine.is_open() && engine.fed().empty() && !receiving_)
+        if (engine.is_established() && engine.fed().empty() && !receiving_)
             large_room_.reset();
     }
 

@@ -59,7 +59,7 @@ public:
     SSL* native_handle() const { return ssl_.get(); }
 
     /// Whether the handshake is done.
-    bool is_open() const { return is_open_; }
+    bool is_established() const { return is_established_; }
 
     /// The socket to use directly; invalid_descriptor over any other transport.
     void use(int descriptor) { descriptor_ = descriptor; }
@@ -128,8 +128,8 @@ public:
     void handshake(bool is_server, asio::error_code& error)
     {
         error = outcome([&] { return is_server ? SSL_accept(ssl_.get()) : SSL_connect(ssl_.get()); });
-        is_open_ = !error;
-        if (is_open_)
+        is_established_ = !error;
+        if (is_established_)
             SSL_set_read_ahead(ssl_.get(), 1);
     }
 
@@ -137,7 +137,7 @@ public:
     /// encrypts nothing before it has the rest.
     asio::error_code finish_message()
     {
-        if (!is_open_ || !SSL_in_init(ssl_.get()))
+        if (!is_established_ || !SSL_in_init(ssl_.get()))
             return {};
         return read_error_ ? read_error_ : outcome([&] { return SSL_do_handshake(ssl_.get()); });
     }
@@ -225,7 +225,7 @@ private:
     static constexpr std::ptrdiff_t whole_turn = large_read;
 
     /// Before the handshake is done nothing is received beyond what is fed, lest plain text behind it goes unnoticed.
-    bool may_receive() const { return is_open_ && may_hold_ && descriptor_ != invalid_descriptor; }
+    bool may_receive() const { return is_established_ && may_hold_ && descriptor_ != invalid_descriptor; }
 
     /// Sends of `bytes` what the descriptor takes; sets `error` when that fails for good.
     std::size_t send_some(std::string_view bytes, asio::error_code& error)
@@ -254,7 +254,7 @@ private:
         {
             const asio::error_code told(static_cast<int>(ERR_get_error()), asio::error::get_ssl_category());
             const int reason = ERR_GET_REASON(static_cast<unsigned long>(told.value()));
-            if (is_open_ && !ssl_error_ && reason != SSL_R_PROTOCOL_IS_SHUTDOWN)
+            if (is_established_ && !ssl_error_ && reason != SSL_R_PROTOCOL_IS_SHUTDOWN)
                 ssl_error_ = told;
             return told;
         }
@@ -438,7 +438,7 @@ private:
     bool may_hold_ = true;
     bool brings_data_ = false; ///< The last read did, not only records that OpenSSL keeps to itself.
     std::ptrdiff_t budget_ = whole_turn; ///< A debt is paid off by data, lest a byte here and there be enough to go on.
-    bool is_open_ = false;
+    bool is_established_ = false;
     bool has_ended_ = false; ///< The close_notify was sent.
     std::string_view input_;
     std::string rest_; ///< What input_ views when the descriptor gave too much.

@@ -55,14 +55,16 @@ public:
     const record_framing& framing() const { return queue_.framing(); }
     std::string take_plain_text() { return queue_.take_plain_text(); }
 
-    /// Whether a write may begin, and whether all was handed to the socket.
-    bool is_idle() const { return queue_.idle(); }
+    /// Whether a write, or the end of TLS, may begin.
+    bool try_begin() const { return queue_.idle(); }
+
+    /// Whether all was handed to the socket.
     bool is_sent() const { return queue_.sent(); }
 
     /// The first error of sending.
     const asio::error_code& error() const { return queue_.error(); }
 
-    /// Completes when one of these has changed, or for no reason.
+    /// Completes when one of these may have changed.
     template <typename Handler>
     void async_wait_change(Handler&& handler)
     {
@@ -102,7 +104,7 @@ public:
     const record_framing& framing() const { return core().engine.framing(); }
     std::string take_plain_text() { return std::string(core().engine.fed()); }
 
-    bool is_idle() { return !core().needs_input(); }
+    bool try_begin() { return core().finish_message(); }
     bool is_sent() const { return core().is_flushed(); }
     const asio::error_code& error() const { return core().write_error(); }
 

@@ -189,7 +189,7 @@ struct tls_exchange_operation
     {
         if (result == asio::error::operation_aborted)
             core->fail_half_way();
-        else if (result && !is_transient(result) && !core->engine.is_open())
+        else if (result && !is_transient(result) && !core->engine.is_established())
             core->fail(result);
         step = completing;
         if (suspended)
