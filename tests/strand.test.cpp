@@ -386,12 +386,14 @@ TEST_CASE("strand: what waits goes with the io_context after an exception too, a
 
 TEST_CASE("strand: a server's connections go with the io_context")
 {
+    const bool is_on_strand = GENERATE(false, true);
     const std::size_t before = test::open_descriptors();
     {
         asio::io_context io;
+        const asio::steady_timer timer(io); // what came after it goes first: a strand before the sockets on it
         bool answered = false;
         asio::co_spawn(
-            io,
+            is_on_strand ? asio::any_io_executor(asio::make_strand(io)) : asio::any_io_executor(io.get_executor()),
             [&]() -> asio::awaitable<void>
             {
                 const us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0);

@@ -62,12 +62,7 @@ public:
     void dispatch(Function&& function)
     {
         if (auto first = take_or_add(std::forward<Function>(function)))
-            start(std::move(first),
-                  [this]
-                  {
-                      const handover now(*this);
-                      asio::dispatch(inner_, runner(shared_from_this()));
-                  });
+            start(std::move(first), [this] { hand_over([this](runner r) { asio::dispatch(inner_, std::move(r)); }); });
     }
 
     bool runs_here() const
@@ -103,8 +98,7 @@ private:
         Function function;
     };
 
-    /// Runs what waits. Destroyed with an io_context it destroys that, which may own the strand; where it could not be
-    /// handed over, what waits is still its owner's.
+    /// Runs what waits. Destroyed with an io_context it destroys that, which may own the strand.
     class runner
     {
     public:
@@ -114,7 +108,10 @@ private:
 
         ~runner()
         {
-            if (strand_ && handover::innermost() != strand_.get())
+            handover* const now = handover::innermost();
+            if (strand_ && now && &now->owner == strand_.get())
+                now->is_refused = true;
+            else if (strand_)
                 strand_->drop_waiting();
         }
 
@@ -132,19 +129,21 @@ private:
     /// may go while one passes.
     struct handover
     {
-        explicit handover(const strand& s) : outer(innermost()) { innermost() = &s; }
+        explicit handover(const strand& s) : owner(s), outer(innermost()) { innermost() = this; }
         ~handover() { innermost() = outer; }
 
         handover(const handover&) = delete;
         handover& operator=(const handover&) = delete;
 
-        static const strand*& innermost()
+        static handover*& innermost()
         {
-            static thread_local const strand* current = nullptr;
+            static thread_local handover* current = nullptr;
             return current;
         }
 
-        const strand* const outer;
+        const strand& owner;
+        handover* const outer;
+        bool is_refused = false; ///< The runner was destroyed.
     };
 
     /// The time that a thread is in the strand, which it leaves to what waits, or free.
@@ -240,8 +239,19 @@ private:
 
     void go_on()
     {
-        const handover now(*this);
-        asio::post(inner_, runner(shared_from_this()));
+        hand_over([this](runner r) { asio::post(inner_, std::move(r)); });
+    }
+
+    /// What throws leaves what waits to its owner. An executor that has been shut down destroys what it is given.
+    template <typename Give>
+    void hand_over(Give give)
+    {
+        handover now(*this);
+        give(runner(shared_from_this()));
+        if (!now.is_refused)
+            return;
+        const auto keep = shared_from_this();
+        drop_waiting();
     }
 
     /// What is added meanwhile has to wait for others on the inner executor.
