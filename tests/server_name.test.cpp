@@ -172,6 +172,18 @@ TEST_CASE("refuse_unknown_names: what the server's own certificate is for is kno
     CHECK_THAT(certificate_for(front, std::nullopt), test::contains("unrecognized name"));
 }
 
+TEST_CASE("refuse_unknown_names: a wildcard of the server's own certificate is for names of one more label")
+{
+    const auto own = test::authority().issue({.common_name = "own", .dns_names = {"*.wild.test", "Single"}});
+    auto front = us::create_server_context({.identity = {.certificate_chain_file = own.certificate_file,
+                                                         .private_key_file = own.key_file},
+                                            .refuse_unknown_names = true});
+    for (const std::string name : {"a.wild.test", "A.Wild.Test", "single"})
+        CHECK(certificate_for(front, name) == "CN=own");
+    for (const std::string name : {"wild.test", "a.b.wild.test", "a.other.test", "double"})
+        CHECK_THAT(certificate_for(front, name), test::contains("unrecognized name"));
+}
+
 // What the named context demands
 
 TEST_CASE("contexts_by_name: client certificates are demanded by the named context only, and of its authorities")

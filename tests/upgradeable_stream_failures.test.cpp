@@ -749,8 +749,8 @@ TEMPLATE_TEST_CASE("upgradeable_stream: an end in the middle of a record is neve
         });
 }
 
-TEMPLATE_TEST_CASE("upgradeable_stream: plain text after the upgrade is an error, not data", "", with_ssl_stream,
-                   with_tls_stream)
+TEMPLATE_TEST_CASE("upgradeable_stream: plain text after the upgrade is an error, not data, and writes fail then too", "",
+                   with_ssl_stream, with_tls_stream)
 {
     test::run(
         [&]() -> asio::awaitable<void>
@@ -771,6 +771,10 @@ TEMPLATE_TEST_CASE("upgradeable_stream: plain text after the upgrade is an error
             CHECK(error.category() == asio::error::get_ssl_category());
             const std::error_code again = co_await read_error(*stream);
             CHECK(again == error);
+            asio::error_code written;
+            co_await asio::async_write(*stream, asio::buffer("more", 4),
+                                       asio::redirect_error(asio::use_awaitable, written));
+            CHECK(written);
             stream.reset();
             co_await test::joined(std::move(peer));
         });

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_SERVER_NAME_HPP
 #define UPGRADEABLE_STREAMS_SERVER_NAME_HPP
 
+#include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/byte_order.hpp>
 #include <upgradeable_streams/detail/context_data.hpp>
 #include <upgradeable_streams/detail/openssl.hpp>
@@ -13,7 +14,6 @@
 #include <asio/ssl/context.hpp>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
-#include <openssl/x509v3.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -27,6 +27,7 @@
 #include <string_view>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace upgradeable_streams
 {
@@ -129,22 +130,32 @@ inline void contexts_by_name::add(const named_context& context)
         refuse("is named twice");
 }
 
+/// The name as it may stand in a certificate, or among contexts: itself, or with a star for its first label.
+inline std::vector<std::string> patterns_of(const std::string& name)
+{
+    std::vector<std::string> patterns{name};
+    if (const std::size_t dot = name.find('.'); dot != name.npos)
+        patterns.push_back("*" + name.substr(dot));
+    return patterns;
+}
+
+/// Whether a certificate is for one of these patterns.
+inline bool is_certificate_for(X509* x509, const std::vector<std::string>& patterns)
+{
+    const std::vector<std::string> names = x509 ? certificate(x509).subject_alt_names() : std::vector<std::string>();
+    return std::ranges::any_of(patterns, [&](const std::string& pattern)
+                               { return std::ranges::count(names, "dns:" + pattern, lower_case) > 0; });
+}
+
 inline SSL_CTX* contexts_by_name::find(const std::optional<std::string>& name) const
 {
-    if (name)
-    {
-        auto found = contexts_.find(*name);
-        const std::size_t dot = name->find('.');
-        if (found == contexts_.end() && dot > 0 && dot != name->npos)
-            found = contexts_.find("*" + name->substr(dot));
-        if (found != contexts_.end())
+    const std::vector<std::string> patterns = name ? patterns_of(*name) : std::vector<std::string>();
+    for (const std::string& pattern : patterns)
+        if (const auto found = contexts_.find(pattern); found != contexts_.end())
             return found->second.get();
-    }
-    X509* const certificate = SSL_CTX_get0_certificate(own_);
-    const bool is_refused =
-        is_unknown_refused_ &&
-        !(name && certificate && X509_check_host(certificate, name->data(), name->size(), host_flags, nullptr) == 1);
-    return is_refused ? nullptr : own_;
+    if (is_unknown_refused_ && !is_certificate_for(SSL_CTX_get0_certificate(own_), patterns))
+        return nullptr;
+    return own_;
 }
 
 inline bool contexts_by_name::is_right(SSL* ssl) const

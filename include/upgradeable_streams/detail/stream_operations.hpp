@@ -8,9 +8,11 @@
 #include <upgradeable_streams/detail/tls_core.hpp>
 #include <upgradeable_streams/error.hpp>
 
+#include <asio/buffer.hpp>
 #include <asio/cancellation_type.hpp>
 #include <asio/compose.hpp>
 #include <asio/error.hpp>
+#include <asio/ssl/error.hpp>
 
 #include <cstddef>
 #include <memory>
@@ -135,6 +137,8 @@ struct write_operation
             step = sending;
             result = error;
             written = size;
+            if (!result && size == 0 && asio::buffer_size(buffers) > 0) // Asio's layer, where OpenSSL 4 gives no reason
+                result = asio::ssl::error::unexpected_result;
             [[fallthrough]];
         case sending:
             if (!link.is_sent() && !cancelled)

@@ -250,13 +250,13 @@ private:
         const int kind = SSL_get_error(ssl_.get(), result);
         if (output_error_)
             return output_error_;
-        if (kind == SSL_ERROR_SSL)
+        const unsigned long told = kind == SSL_ERROR_SSL ? ERR_get_error() : 0; // none where the first time was before
+        if (told != 0)
         {
-            const asio::error_code told(static_cast<int>(ERR_get_error()), asio::error::get_ssl_category());
-            const int reason = ERR_GET_REASON(static_cast<unsigned long>(told.value()));
-            if (is_established_ && !ssl_error_ && reason != SSL_R_PROTOCOL_IS_SHUTDOWN)
-                ssl_error_ = told;
-            return told;
+            const asio::error_code error(static_cast<int>(told), asio::error::get_ssl_category());
+            if (is_established_ && !ssl_error_ && ERR_GET_REASON(told) != SSL_R_PROTOCOL_IS_SHUTDOWN)
+                ssl_error_ = error;
+            return error;
         }
         if (kind == SSL_ERROR_ZERO_RETURN)
             return asio::error::eof;
