@@ -4,6 +4,7 @@
 #include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/open_connection.hpp>
+#include <upgradeable_streams/starttls/smtp.hpp>
 #include <upgradeable_streams/tls.hpp>
 #include <upgradeable_streams/tls_context.hpp>
 #include <upgradeable_streams/upgradeable_stream.hpp>
@@ -38,6 +39,7 @@
 
 namespace us = upgradeable_streams;
 using namespace std::string_literals;
+using namespace std::string_view_literals;
 
 namespace
 {
@@ -298,7 +300,7 @@ TEST_CASE("tlsa_records: what makes no sense is refused at the call")
         CHECK_THROWS_MATCHES(us::open_connection("localhost", 1, options), std::invalid_argument,
                              test::message_contains(why));
     };
-    refused({}, "tlsa_records need ssl: without it the connection is in plain text");
+    refused({}, "tlsa_records and other_hostnames need ssl: without it the connection is in plain text");
     refused({.ssl = &context, .server_hostname = "127.0.0.1"},
             "tlsa_records need a server_hostname that is a DNS name");
     refused({.ssl = &by_key}, "the pins of a context that verifies nothing else");
@@ -332,7 +334,7 @@ TEST_CASE("tlsa_records: they hold for the name that they were given for; anothe
             us::connection_options options;
             options.ssl = &context;
             options.upgradeable = true;
-            options.server_hostname = renames ? "elsewhere.test" : "localhost";
+            options.server_hostname = renames ? "elsewhere.test" : "LocalHost.";
             options.tlsa_records = renames || !accepts ? wrong : right;
             auto pair = co_await us::open_connection(std::move(sockets.first), options);
             us::tls_options upgrade;
@@ -374,4 +376,100 @@ TEST_CASE("tlsa_records: they hold for the name that they were given for; anothe
             pair.second.abort();
             co_await test::joined(std::move(serving));
         });
+}
+
+TEST_CASE("tlsa_records: a client of starttls/ that may go on in plain text does not, where a server has them")
+{
+    auto context = us::create_client_context({.verify_peer = false});
+    const auto own = certificates_in(test::localhost_certificate().certificate_file).at(0);
+    const records expected{record_of(own, dane_ee)};
+    const bool is_of_connection = GENERATE(true, false);
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            auto sockets = test::tcp_pair(executor);
+            test::raw_peer peer(sockets.second.release());
+            us::connection_options options;
+            options.ssl = &context;
+            options.upgradeable = true;
+            options.server_hostname = "localhost";
+            if (is_of_connection)
+                options.tlsa_records = expected;
+            auto pair = co_await us::open_connection(std::move(sockets.first), options);
+            us::starttls::starttls_options how;
+            how.policy = us::starttls_policy::attempt;
+            if (!is_of_connection)
+                how.tls.tlsa_records = expected;
+            peer.send_all("220 ready\r\n250 and no STARTTLS\r\n");
+            auto asked = us::starttls::smtp(pair.first, pair.second, how);
+            const auto ended = co_await test::exception_of<us::starttls_error>(std::move(asked));
+            CHECK(ended.code() == us::errc::tls_not_offered);
+            CHECK(pair.second.is_closing());
+        });
+}
+
+TEST_CASE("tlsa_records: with the policy never they are refused at the call, for nothing would come of them")
+{
+    auto context = client_that_trusts(test::authority());
+    const auto own = certificates_in(test::localhost_certificate().certificate_file).at(0);
+    const records expected{record_of(own, dane_ee)};
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            auto sockets = test::tcp_pair(executor);
+            auto pair = co_await us::open_connection(std::move(sockets.first));
+            us::starttls::starttls_options how;
+            how.policy = us::starttls_policy::never;
+            how.tls.tlsa_records = expected;
+            CHECK_THROWS_MATCHES(us::starttls::smtp(pair.first, pair.second, how), std::invalid_argument,
+                                 test::message_contains("give them where TLS begins"));
+        });
+}
+
+TEST_CASE("other_hostnames: the certificate may be for one of them")
+{
+    const auto server =
+        test::authority().issue({.common_name = "other", .dns_names = {"example.test"}, .by_intermediate = true});
+    auto context = client_that_trusts(test::authority());
+    auto served = test::make_server_context(server);
+    const us::tlsa_record of_issuer = record_of(certificates_in(server.certificate_file).at(1), dane_ta);
+    const records expected = GENERATE_COPY(records{}, records{of_issuer});
+    const auto meet = [&](const std::vector<std::string_view>& others)
+    {
+        us::detail::tls_settings settings(
+            {.ssl = &context, .server_hostname = "localhost", .tlsa_records = expected, .other_hostnames = others});
+        test::ssl_pair pair(settings.make_ssl().release(), SSL_new(served.native_handle()));
+        const bool is_accepted = pair.connect();
+        CHECK(SSL_get_servername(pair.client(), TLSEXT_NAMETYPE_host_name) == "localhost"s);
+        return is_accepted;
+    };
+    CHECK(meet({"other.test", "Example.TEST."}));
+    CHECK_FALSE(meet({}));
+    CHECK_FALSE(meet({"other.test", "sub.example.test"}));
+}
+
+TEST_CASE("other_hostnames: they are DNS names beside another, and go when a server of another name is meant")
+{
+    auto context = client_that_trusts(test::authority());
+    const auto refused = [&](std::string_view name, std::string_view other, const std::string& why)
+    {
+        const std::vector others{other};
+        CHECK_THROWS_MATCHES(
+            us::detail::tls_settings({.ssl = &context, .server_hostname = name, .other_hostnames = others}).make_ssl(),
+            std::invalid_argument, test::message_contains(why));
+    };
+    refused("localhost", "*.example.test", "holds a wildcard");
+    refused("localhost", "", "is empty");
+    refused("localhost", "127.0.0.1", "must be DNS names");
+    refused("127.0.0.1", "localhost", "must be DNS names");
+    refused("", "localhost", "other_hostnames need server_hostname");
+
+    const std::vector others{"example.test"sv};
+    us::detail::tls_settings settings({.ssl = &context, .server_hostname = "localhost", .other_hostnames = others});
+    settings.apply({.server_hostname = "LOCALHOST"});
+    CHECK(settings.other_hostnames.size() == 1);
+    settings.apply({.server_hostname = "elsewhere.test"});
+    CHECK(settings.other_hostnames.empty());
 }

@@ -66,8 +66,9 @@ struct connection_options
     /// As in tls_options, for the FTPS client's data connections.
     SSL* resume_from = nullptr;
 
-    /// As in tls_options. With `ssl` only.
+    // As in tls_options; with `ssl` only:
     std::span<const tlsa_record> tlsa_records = {};
+    std::span<const std::string_view> other_hostnames = {};
 
     /// The reader's limit on a line or record, in bytes.
     std::size_t limit = 64 * 1024;
@@ -131,21 +132,19 @@ namespace detail
 
 inline connection_settings make_client_settings(const connection_options& options, std::string_view default_hostname)
 {
+    const bool expects_more = !options.tlsa_records.empty() || !options.other_hostnames.empty();
+    if (!options.ssl && (expects_more || !options.server_hostname.empty()))
+        throw std::invalid_argument("server_hostname, tlsa_records and other_hostnames need ssl: without it the "
+                                    "connection is in plain text");
     if (!options.server_hostname.empty())
-    {
-        if (!options.ssl)
-            throw std::invalid_argument("server_hostname needs ssl: without it the connection is in plain text");
         server_identity::parse(options.server_hostname);
-    }
     auto made = make_settings(options, options.role,
                               options.server_hostname.empty() ? default_hostname : options.server_hostname);
-    made.tls.apply({.resume_from = options.resume_from, .tlsa_records = options.tlsa_records});
-    if (!options.tlsa_records.empty())
-    {
-        if (!options.ssl)
-            throw std::invalid_argument("tlsa_records need ssl: without it the connection is in plain text");
+    made.tls.apply({.resume_from = options.resume_from,
+                    .tlsa_records = options.tlsa_records,
+                    .other_hostnames = options.other_hostnames});
+    if (expects_more)
         made.tls.make_ssl();
-    }
     return made;
 }
 

@@ -63,6 +63,7 @@ namespace detail
 template <typename Stream>
 asio::awaitable<stream_pair> start_inner_tls(checked_ptr<handle> outside, std::unique_ptr<upgrade_request> request);
 class inner_stream;
+class starttls_dialogue;
 } // namespace detail
 
 /// Writes to a connection and closes it.
@@ -246,7 +247,7 @@ public:
             throw std::invalid_argument("start_tls<within_tls> needs server_hostname: the name of the inner server");
         detail::tls_settings defaults = c.settings();
         if (is_inner)
-            defaults.tlsa_records.clear(); // of another server
+            defaults.forget_server();
         auto request = std::make_unique<detail::upgrade_request>(std::move(defaults), options, is_inner || !c.ssl());
         if constexpr (is_inner) // a name that depends on Place: inner_stream is defined where pairs are made
         {
@@ -283,7 +284,6 @@ public:
     /// What is known of the connection, by asyncio's names; the type depends on the name.
     ///
     /// - peername, sockname: std::optional<socket_address>
-    /// - server_hostname: std::string, the host of open_connection or what was given for it; empty for none
     /// - socket: std::optional<int>, the native handle, empty once closed
     /// - sslcontext: SSL_CTX*, ssl_object: SSL*; null in plain text, valid until TLS is stopped or the connection ends,
     ///   and longer for who takes part in owning it (SSL_up_ref), as for tls_options::resume_from after FTP's CCC
@@ -300,8 +300,6 @@ public:
             return c.peername();
         else if constexpr (Name == "sockname")
             return c.sockname();
-        else if constexpr (Name == "server_hostname")
-            return c.settings().server_hostname;
         else if constexpr (Name == "socket")
             return c.native_socket();
         else if constexpr (Name == "sslcontext")
@@ -310,8 +308,8 @@ public:
             return c.is_tls() ? c.ssl() : nullptr;
         else
         {
-            static_assert(of_tls, "get_extra_info knows peername, sockname, server_hostname, socket, sslcontext, "
-                                  "ssl_object, version, cipher, alpn_protocol, peercert and session_reused");
+            static_assert(of_tls, "get_extra_info knows peername, sockname, socket, sslcontext, ssl_object, version, "
+                                  "cipher, alpn_protocol, peercert and session_reused");
             const std::optional<tls_session> known = session();
             if constexpr (Name == "version")
                 return known ? std::optional(known->version) : std::nullopt;
@@ -328,6 +326,7 @@ public:
 
 private:
     friend stream_pair detail::make_handles(std::shared_ptr<detail::connection>, unsigned);
+    friend detail::starttls_dialogue;
     using shared_handle = detail::checked_ptr<detail::handle>;
 
     explicit stream_writer(shared_handle handle) : handle_(std::move(handle)) {}

@@ -50,15 +50,19 @@ struct tls_options
     /// Concurrency and lifetime: used in the call only.
     SSL* resume_from = nullptr;
 
-    /// What a resolver that validates DNSSEC has told of the server (DANE, RFC 7671). When given, the server is known by
-    /// one of these, also with a context that does not verify: DANE-TA and DANE-EE stand in the place of trusted
-    /// authorities, PKIX-TA and PKIX-EE are demanded beside them. With DANE-EE neither the names nor the dates of the
-    /// certificate matter. A client for mail leaves PKIX-TA and PKIX-EE out (RFC 7672 section 3.1.3). They are for the
-    /// server_hostname, a DNS name; with another at the upgrade its own have to be given.
+    /// What a resolver that validates DNSSEC has told of `_port._tcp.server_hostname` (DANE, RFC 7671). When given, the
+    /// server is known by one of these, also with a context that does not verify: DANE-TA and DANE-EE stand in the
+    /// place of trusted authorities, PKIX-TA and PKIX-EE are demanded beside them. With DANE-EE neither the names nor
+    /// the dates of the certificate matter. A verify callback has the last word. None given is no DANE: a lookup that
+    /// failed is not one that found none. At the upgrade another server_hostname needs its own.
     ///
-    /// Errors: errc::tlsa_records_unusable at the call; who may go on without (RFC 7672 section 2.2) does so with a
-    /// context that does not verify.
+    /// Errors: errc::tlsa_records_unusable at the call, where RFC 7672 section 2.2 has mail go over TLS all the same,
+    /// with a context that does not verify.
     std::span<const tlsa_record> tlsa_records = {};
+
+    /// Further DNS names, for one of which the certificate may be in the place of server_hostname: of a mail exchanger
+    /// the domain of the mail (RFC 7672 section 3.2.2). They go when another server_hostname is given.
+    std::span<const std::string_view> other_hostnames = {};
 
     /// Bytes that the caller has received from the peer already. A server hands the beginning of a ClientHello to
     /// the handshake; anything else is errc::plaintext_injection.

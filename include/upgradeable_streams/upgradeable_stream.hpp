@@ -67,7 +67,8 @@ static_assert(std::is_trivially_destructible_v<stop_tls_options>);
 /// closes the stream. `lowest_layer().close()` ends whatever is pending with asio::error::operation_aborted.
 ///
 /// Concurrency: one read and one write may be pending at a time, in either state, and nothing beside an upgrade or its
-/// reverse. With an io_context that runs on several threads, all use of a stream belongs on one strand.
+/// reverse. With an io_context that runs on several threads, all use of a stream belongs on one strand; a token with an
+/// executor of its own, as asio::use_future, is bound to it: `asio::bind_executor(strand, asio::use_future)`.
 ///
 /// Lifetime: destroying or moving the stream while operations are pending is safe; destroying it closes the socket,
 /// and pending operations complete with asio::error::operation_aborted.

@@ -305,7 +305,6 @@ TEST_CASE("starttls clients: an error calls the server by the name that the conn
             test::raw_peer peer(sockets.second.release());
             peer.send_all("554 no\r\n");
             auto pair = co_await us::open_connection(std::move(sockets.first), how);
-            CHECK(pair.second.get_extra_info<"server_hostname">() == name);
             auto asked = us::starttls::smtp(pair.first, pair.second, {.policy = starttls_policy::never});
             const auto ended = co_await test::exception_of<us::starttls_error>(std::move(asked));
             CHECK(ended.what() == "SMTP: " + (name.empty() ? "the server" : name) +

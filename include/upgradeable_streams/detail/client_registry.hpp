@@ -98,12 +98,12 @@ public:
     }
 
     /// Has the server close each connection, where that is used.
-    void for_each(void (connection::*close)())
+    void for_each(void (connection::*how)())
     {
         for (auto& c : open_connections())
         {
             const auto executor = c->get_executor();
-            asio::post(executor, [c = std::move(c), close] { ((*c).*close)(); });
+            asio::post(executor, [c = std::move(c), how] { ((*c).*how)(); });
         }
     }
 

@@ -208,7 +208,7 @@ public:
         : connection_(c), reason_(reason), place_(place), looks_left_(place ? looks : 1),
           interval_(timeout / looks_left_)
     {
-        wait();
+        look_later();
     }
 
     expiry(const expiry&) = delete;
@@ -217,7 +217,7 @@ public:
 private:
     static constexpr int looks = 12; ///< At a place, in the whole of the time.
 
-    void wait()
+    void look_later()
     {
         next_.emplace(connection_.get_executor(), interval_, [this] { look(); });
     }
@@ -225,7 +225,7 @@ private:
     void look()
     {
         if (--looks_left_ > 0 && !(*place_ && (*place_)->outstays()))
-            return wait();
+            return look_later();
         connection_.lose(reason_);
         connection_.abort();
     }

@@ -38,6 +38,9 @@ public:
             }));
     }
 
+    deadline(deadline&&) noexcept = default;
+    deadline& operator=(deadline&&) noexcept = default;
+
     bool has_expired() const { return state_->has_expired; }
 
 private:

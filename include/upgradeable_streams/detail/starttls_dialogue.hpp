@@ -33,7 +33,7 @@
 namespace upgradeable_streams::detail
 {
 
-class starttls_dialogue : public std::enable_shared_from_this<starttls_dialogue>
+class starttls_dialogue
 {
 public:
     /// Errors: those that a negotiator has at the call.
@@ -104,7 +104,7 @@ private:
     stream_reader reader_;
     stream_writer writer_;
     std::string server_; ///< What errors call it.
-    const starttls_policy policy_;
+    starttls_policy policy_;
     const std::chrono::steady_clock::duration timeout_;
     std::optional<asio::awaitable<stream_pair>> upgrade_;
     std::optional<deadline> within_; ///< Of what is said, before the handshake and after it.
@@ -116,13 +116,18 @@ private:
 
 inline starttls_dialogue::starttls_dialogue(std::string_view protocol, const stream_reader& reader,
                                             const stream_writer& writer, const starttls::starttls_options& options)
-    : protocol_(protocol), reader_(reader), writer_(writer),
-      server_(printable(writer.get_extra_info<"server_hostname">())), policy_(options.policy), timeout_(options.timeout)
+    : protocol_(protocol), reader_(reader), writer_(writer), server_("the server"), policy_(options.policy),
+      timeout_(options.timeout)
 {
-    if (server_.empty())
-        server_ = "the server";
     require_positive(timeout_, "timeout");
-    if (policy_ == starttls_policy::never)
+    const tls_settings& known = writer_.handle_->connection()->settings();
+    if (!known.server_hostname.empty())
+        server_ = printable(known.server_hostname);
+    const bool is_never = policy_ == starttls_policy::never;
+    if (is_never && !options.tls.tlsa_records.empty())
+        throw std::invalid_argument(
+            "tlsa_records come to nothing with starttls_policy::never; give them where TLS begins");
+    if (is_never)
         return;
     if (reader_.is_tls())
         throw std::system_error(errc::already_tls, protocol_ + ": what begins in TLS needs starttls_policy::never");
@@ -131,6 +136,8 @@ inline starttls_dialogue::starttls_dialogue(std::string_view protocol, const str
     if (options.tls.role.value_or(writer_.role()) != tls_role::client)
         throw std::invalid_argument("who asks for STARTTLS is the client in TLS too, and verifies the server: give "
                                     "tls.role, and in tls.ssl a client's context");
+    if (!known.tlsa_records.empty() || !options.tls.tlsa_records.empty())
+        policy_ = starttls_policy::require; // they say that the server offers TLS (RFC 7672 section 2.2)
     upgrade_.emplace(writer_.start_tls(options.tls)); // begins when it is awaited; what it refuses it refuses now
 }
 

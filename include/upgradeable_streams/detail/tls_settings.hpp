@@ -45,6 +45,8 @@ struct server_identity
 
     /// Throws std::invalid_argument for a name that OpenSSL would match too liberally or not at all.
     static server_identity parse(std::string_view given);
+
+    bool is_same(const server_identity& other) const { return lower_case(name) == lower_case(other.name); }
 };
 
 /// The owned form of tls_options.
@@ -55,6 +57,7 @@ struct tls_settings
     std::string server_hostname;
     std::shared_ptr<SSL_SESSION> session; ///< Of resume_from, until it is offered.
     std::vector<tlsa_record> tlsa_records;
+    std::vector<std::string> other_hostnames;
     std::chrono::steady_clock::duration handshake_timeout = std::chrono::seconds(60);
     std::chrono::steady_clock::duration shutdown_timeout = std::chrono::seconds(30);
     bool suppress_ragged_eofs = false;
@@ -70,6 +73,13 @@ struct tls_settings
 
     /// Takes the session of another connection of the same client, for the next handshake.
     void resume(SSL* from);
+
+    /// Of another server than that which the settings were made for.
+    void forget_server()
+    {
+        tlsa_records.clear();
+        other_hostnames.clear();
+    }
 
     /// For the handshake that begins: a session of an earlier connection, which is used up by this.
     void offer_known_session(SSL* ssl);
@@ -135,14 +145,22 @@ inline void tls_settings::apply(const tls_options& options)
         role = *options.role;
     if (!options.server_hostname.empty())
     {
-        server_identity::parse(options.server_hostname);
-        if (!tlsa_records.empty() && options.tlsa_records.empty() && server_hostname != options.server_hostname)
-            throw std::invalid_argument("tlsa_records were given for \"" + server_hostname + "\"; give those for \"" +
-                                        std::string(options.server_hostname) + "\" with it");
+        const server_identity given = server_identity::parse(options.server_hostname);
+        const bool is_known_otherwise = !tlsa_records.empty() || !other_hostnames.empty();
+        if (is_known_otherwise && !server_hostname.empty() && !server_identity::parse(server_hostname).is_same(given))
+        {
+            if (!tlsa_records.empty() && options.tlsa_records.empty())
+                throw std::invalid_argument("tlsa_records were given for \"" + server_hostname +
+                                            "\"; give those for \"" + std::string(options.server_hostname) +
+                                            "\" with it");
+            other_hostnames.clear();
+        }
         server_hostname = options.server_hostname;
     }
     if (!options.tlsa_records.empty())
         tlsa_records.assign(options.tlsa_records.begin(), options.tlsa_records.end());
+    if (!options.other_hostnames.empty())
+        other_hostnames.assign(options.other_hostnames.begin(), options.other_hostnames.end());
     if (options.resume_from)
         resume(options.resume_from);
     if (options.handshake_timeout)
@@ -190,6 +208,8 @@ inline openssl_ptr<SSL> tls_settings::make_ssl() const
         throw std::invalid_argument("the TLS context is a server's; a client needs one of create_client_context");
     if (server_hostname.empty())
     {
+        if (!other_hostnames.empty())
+            throw std::invalid_argument("other_hostnames need server_hostname: the name that they are beside");
         if (SSL_get_verify_mode(ssl.get()) & SSL_VERIFY_PEER && !is_known_by_key(context.get()))
             throw std::invalid_argument("server_hostname is required to verify the server's certificate; give it, or "
                                         "give a context that does not verify the peer");
@@ -205,7 +225,16 @@ inline openssl_ptr<SSL> tls_settings::make_ssl() const
     if (!done)
         throw std::bad_alloc();
     if (!tlsa_records.empty())
-        expect_tlsa_records(ssl.get(), identity.name, tlsa_records);
+        expect_tlsa_records(ssl.get(), identity.name, tlsa_records); // which sets the one name anew
+    for (const std::string& each : other_hostnames)
+    {
+        const server_identity other = server_identity::parse(each);
+        if (other.is_address || identity.is_address)
+            throw std::invalid_argument(
+                "server_hostname and other_hostnames must be DNS names, where there are several");
+        if (!X509_VERIFY_PARAM_add1_host(param, other.name.data(), other.name.size()))
+            throw std::bad_alloc();
+    }
     return ssl;
 }
 
@@ -254,8 +283,7 @@ inline void tls_settings::resume(SSL* from)
     refuse_unless(!SSL_is_server(from) && SSL_is_init_finished(from), "must be a client's connection in TLS");
     refuse_unless(SSL_get_SSL_CTX(from) == context.get(), "must be a connection of the same context");
     const std::string name = expected_name(from);
-    refuse_unless(!name.empty() && !server_hostname.empty() &&
-                      name == lower_case(server_identity::parse(server_hostname).name),
+    refuse_unless(!name.empty() && !server_hostname.empty() && server_identity::parse(server_hostname).is_same({name}),
                   "must be a connection with the same server_hostname");
     session = copy_session(SSL_get_session(from));
 }

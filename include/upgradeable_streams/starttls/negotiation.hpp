@@ -41,8 +41,8 @@ namespace upgradeable_streams::starttls
 struct starttls_options
 {
     /// `attempt` goes on in plain text where the server does not offer TLS; one that offers it and then refuses is an
-    /// error. `never` does the same dialogue without asking for it, as over a connection that began with TLS (ports
-    /// 465, 993, 995).
+    /// error, and where there are tlsa_records it is as `require`. `never` does the same dialogue without asking for
+    /// it, as over a connection that began with TLS (ports 465, 993, 995).
     starttls_policy policy = starttls_policy::require;
 
     /// As for stream_writer::start_tls.
