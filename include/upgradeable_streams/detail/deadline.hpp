@@ -3,7 +3,6 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_DEADLINE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_DEADLINE_HPP
 
-#include <asio/associated_executor.hpp>
 #include <asio/bind_executor.hpp>
 #include <asio/error_code.hpp>
 #include <asio/steady_timer.hpp>
@@ -23,19 +22,20 @@ class deadline
 public:
     template <typename Executor, typename Function>
     deadline(const Executor& executor, std::chrono::steady_clock::duration timeout, Function expired)
-        : state_(std::make_shared<state>(asio::steady_timer(executor, timeout)))
+        : state_(std::make_shared<state>(executor, timeout))
     {
-        const auto where = asio::get_associated_executor(expired, executor);
-        state_->timer.async_wait(asio::bind_executor(
-            where,
-            [weak = std::weak_ptr(state_), expired = std::move(expired)](const asio::error_code& cancelled) mutable
-            {
-                const auto living = weak.lock();
-                if (cancelled || !living)
-                    return;
-                living->has_expired = true;
-                std::move(expired)();
-            }));
+        auto end = [weak = std::weak_ptr(state_), expired](const asio::error_code& cancelled) mutable
+        {
+            const auto living = weak.lock();
+            if (cancelled || !living)
+                return;
+            living->has_expired = true;
+            expired();
+        };
+        if constexpr (requires { expired.get_executor(); })
+            state_->timer.async_wait(asio::bind_executor(expired.get_executor(), std::move(end)));
+        else
+            state_->timer.async_wait(std::move(end));
     }
 
     deadline(deadline&&) noexcept = default;
@@ -46,6 +46,11 @@ public:
 private:
     struct state
     {
+        template <typename Executor>
+        state(const Executor& executor, std::chrono::steady_clock::duration timeout) : timer(executor, timeout)
+        {
+        }
+
         asio::steady_timer timer;
         bool has_expired = false;
     };

@@ -59,6 +59,15 @@ void begin_plain(const std::shared_ptr<State>& state, Begin begin, Handler&& han
             plain_operation<State, Begin>{state, std::move(begin)}, handler, state->socket());
 }
 
+/// What a TLS layer has told of a read or a write. For a failure that is not its first OpenSSL 4 gives no reason, which is
+/// no error to Asio's layer.
+template <typename BufferSequence>
+asio::error_code outcome_of(const asio::error_code& error, std::size_t size, const BufferSequence& buffers)
+{
+    const bool is_nothing = !error && size == 0 && asio::buffer_size(buffers) > 0;
+    return is_nothing ? asio::error_code(asio::ssl::error::unexpected_result) : error;
+}
+
 template <typename State, typename MutableBufferSequence>
 struct read_operation
 {
@@ -91,7 +100,7 @@ struct read_operation
             }
         case refusing: return self.complete(refusal, left_over);
         case reading:
-            return self.complete(state->outcome_of_read(error), size);
+            return self.complete(state->outcome_of_read(outcome_of(error, size, buffers)), size);
         }
     }
 };
@@ -135,10 +144,8 @@ struct write_operation
             }
         case writing:
             step = sending;
-            result = error;
+            result = outcome_of(error, size, buffers);
             written = size;
-            if (!result && size == 0 && asio::buffer_size(buffers) > 0) // Asio's layer, where OpenSSL 4 gives no reason
-                result = asio::ssl::error::unexpected_result;
             [[fallthrough]];
         case sending:
             if (!link.is_sent() && !cancelled)
