@@ -8,6 +8,7 @@
 #include "support/run.hpp"
 #include "support/stream_links.hpp"
 #include "support/thread.hpp"
+#include "support/tlsa_records.hpp"
 
 #include <upgradeable_streams/open_connection.hpp>
 #include <upgradeable_streams/start_server.hpp>
@@ -27,6 +28,7 @@
 #include <system_error>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include <poll.h>
 
@@ -92,9 +94,12 @@ struct proxy
 
 awaitable<std::pair<us::stream_reader, us::stream_writer>> connect_through(us::server& server, std::uint16_t port)
 {
+    const auto own = test::certificates_in(test::localhost_certificate().certificate_file).at(0);
+    const std::vector records{test::record_of(own, test::tlsa::dane_ee)};
     us::connection_options options;
     options.ssl = &test::client_context();
     options.server_hostname = "localhost";
+    options.tlsa_records = records; // of the proxy alone
     auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets().at(0).port, options);
     writer.write("CONNECT target.example:" + std::to_string(port) + " HTTP/1.1\r\n\r\n");
     co_await reader.readuntil("\r\n\r\n");

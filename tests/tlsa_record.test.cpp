@@ -20,15 +20,12 @@
 #include "support/task.hpp"
 #include "support/thread.hpp"
 #include "support/tls_settings.hpp"
+#include "support/tlsa_records.hpp"
 
 #include <asio/awaitable.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/this_coro.hpp>
-#include <openssl/evp.h>
-#include <openssl/pem.h>
-#include <openssl/x509.h>
 
-#include <cstdint>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -38,60 +35,14 @@
 #include <vector>
 
 namespace us = upgradeable_streams;
+using test::certificates_in;
+using test::record_of;
+using namespace test::tlsa;
 using namespace std::string_literals;
 using namespace std::string_view_literals;
 
 namespace
 {
-
-enum usage : std::uint8_t
-{
-    pkix_ta,
-    pkix_ee,
-    dane_ta,
-    dane_ee
-};
-
-enum selector : std::uint8_t
-{
-    cert,
-    spki
-};
-
-enum matching_type : std::uint8_t
-{
-    full,
-    sha2_256,
-    sha2_512
-};
-
-/// The certificates of a PEM file, a server's own first.
-std::vector<us::certificate> certificates_in(const std::string& file)
-{
-    std::vector<us::certificate> all;
-    const test::openssl_ptr<BIO, BIO_free_all> in(BIO_new_file(file.c_str(), "r"));
-    while (const auto x509 = test::openssl_ptr<X509, X509_free>(PEM_read_bio_X509(in.get(), nullptr, nullptr, nullptr)))
-        all.emplace_back(x509.get());
-    ERR_clear_error();
-    return all;
-}
-
-us::tlsa_record record_of(const us::certificate& certificate, usage u, selector s = spki, matching_type m = sha2_256)
-{
-    X509* const x509 = certificate.native_handle();
-    unsigned char* der = nullptr;
-    const int size = s == cert ? i2d_X509(x509, &der) : i2d_X509_PUBKEY(X509_get_X509_PUBKEY(x509), &der);
-    std::string data(reinterpret_cast<const char*>(der), std::size_t(size));
-    OPENSSL_free(der);
-    if (m != full)
-    {
-        unsigned char hash[EVP_MAX_MD_SIZE];
-        unsigned hash_size = 0;
-        EVP_Digest(data.data(), data.size(), hash, &hash_size, m == sha2_256 ? EVP_sha256() : EVP_sha512(), nullptr);
-        data.assign(reinterpret_cast<const char*>(hash), hash_size);
-    }
-    return {u, s, m, data};
-}
 
 using records = std::vector<us::tlsa_record>;
 
@@ -409,22 +360,41 @@ TEST_CASE("tlsa_records: a client of starttls/ that may go on in plain text does
         });
 }
 
-TEST_CASE("tlsa_records: with the policy never they are refused at the call, for nothing would come of them")
+TEST_CASE("tlsa_records: with the policy never they are refused at the call, but of a connection that began in TLS")
 {
     auto context = client_that_trusts(test::authority());
     const auto own = certificates_in(test::localhost_certificate().certificate_file).at(0);
     const records expected{record_of(own, dane_ee)};
+    const bool is_tls = GENERATE(false, true);
+    const bool is_of_connection = GENERATE(false, true);
     test::run(
         [&]() -> asio::awaitable<void>
         {
             const auto executor = co_await asio::this_coro::executor;
             auto sockets = test::tcp_pair(executor);
-            auto pair = co_await us::open_connection(std::move(sockets.first));
+            us::connection_options options;
+            options.ssl = &context;
+            options.upgradeable = !is_tls;
+            options.server_hostname = "localhost";
             us::starttls::starttls_options how;
             how.policy = us::starttls_policy::never;
-            how.tls.tlsa_records = expected;
-            CHECK_THROWS_MATCHES(us::starttls::smtp(pair.first, pair.second, how), std::invalid_argument,
-                                 test::message_contains("give them where TLS begins"));
+            (is_of_connection ? options.tlsa_records : how.tls.tlsa_records) = expected;
+            auto serving = test::run_in_thread(
+                [is_tls, raw = sockets.second.release()]
+                {
+                    test::raw_peer peer(raw);
+                    if (is_tls)
+                        peer.tls_accept(test::localhost_server());
+                });
+            auto pair = co_await us::open_connection(std::move(sockets.first), options);
+            const auto ask = [&] { static_cast<void>(us::starttls::smtp(pair.first, pair.second, how)); };
+            if (is_tls && is_of_connection)
+                CHECK_NOTHROW(ask());
+            else
+                CHECK_THROWS_MATCHES(ask(), std::invalid_argument,
+                                     test::message_contains("give them where TLS begins"));
+            pair.second.abort();
+            co_await test::joined(std::move(serving));
         });
 }
 

@@ -231,9 +231,10 @@ public:
     ///
     /// Returns: a new reader and writer; the old ones throw errc::connection_upgraded from then on.
     ///
-    /// Errors: std::invalid_argument at the call for options that make no sense; errc::not_upgradeable, already_tls and
-    /// not_tls leave the connection as it was, as does errc::operation_in_progress when a read is pending. Every other
-    /// failure closes the connection: tls_error, errc::handshake_timeout, std::bad_alloc.
+    /// Errors: at the call std::invalid_argument for options that make no sense, and errc::tlsa_records_unusable;
+    /// errc::not_upgradeable, already_tls and not_tls leave the connection as it was, as does
+    /// errc::operation_in_progress when a read is pending. Every other failure closes the connection: tls_error,
+    /// errc::handshake_timeout, std::bad_alloc.
     ///
     /// Cancellation: closes the connection.
     template <tls_place Place = tls_place::over_plain_text>

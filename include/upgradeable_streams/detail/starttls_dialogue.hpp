@@ -121,14 +121,17 @@ inline starttls_dialogue::starttls_dialogue(std::string_view protocol, const str
 {
     require_positive(timeout_, "timeout");
     const tls_settings& known = writer_.handle_->connection()->settings();
-    if (!known.server_hostname.empty())
+    const std::string_view asked_for = options.tls.server_hostname;
+    if (!known.server_hostname.empty() && (asked_for.empty() || asked_for == known.server_hostname))
         server_ = printable(known.server_hostname);
-    const bool is_never = policy_ == starttls_policy::never;
-    if (is_never && !options.tls.tlsa_records.empty())
-        throw std::invalid_argument(
-            "tlsa_records come to nothing with starttls_policy::never; give them where TLS begins");
-    if (is_never)
+    const bool is_known_by_dns = !known.tlsa_records.empty() || !options.tls.tlsa_records.empty();
+    if (policy_ == starttls_policy::never)
+    {
+        if (!options.tls.tlsa_records.empty() || (is_known_by_dns && !reader_.is_tls()))
+            throw std::invalid_argument("tlsa_records come to nothing with starttls_policy::never; give them where TLS "
+                                        "begins");
         return;
+    }
     if (reader_.is_tls())
         throw std::system_error(errc::already_tls, protocol_ + ": what begins in TLS needs starttls_policy::never");
     if (!options.tls.ssl && !writer_.is_upgradeable())
@@ -136,7 +139,7 @@ inline starttls_dialogue::starttls_dialogue(std::string_view protocol, const str
     if (options.tls.role.value_or(writer_.role()) != tls_role::client)
         throw std::invalid_argument("who asks for STARTTLS is the client in TLS too, and verifies the server: give "
                                     "tls.role, and in tls.ssl a client's context");
-    if (!known.tlsa_records.empty() || !options.tls.tlsa_records.empty())
+    if (is_known_by_dns)
         policy_ = starttls_policy::require; // they say that the server offers TLS (RFC 7672 section 2.2)
     upgrade_.emplace(writer_.start_tls(options.tls)); // begins when it is awaited; what it refuses it refuses now
 }

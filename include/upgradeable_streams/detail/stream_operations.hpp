@@ -59,8 +59,8 @@ void begin_plain(const std::shared_ptr<State>& state, Begin begin, Handler&& han
             plain_operation<State, Begin>{state, std::move(begin)}, handler, state->socket());
 }
 
-/// What a TLS layer has told of a read or a write. For a failure that is not its first OpenSSL 4 gives no reason, which is
-/// no error to Asio's layer.
+/// What a TLS layer has told of a read or a write. For a failure that is not its first OpenSSL 4 gives no reason, which
+/// is no error to Asio's layer.
 template <typename BufferSequence>
 asio::error_code outcome_of(const asio::error_code& error, std::size_t size, const BufferSequence& buffers)
 {

@@ -18,12 +18,12 @@
 /// answer to a client that asks for TLS.
 ///
 /// Errors, of every client: at the call, with nothing sent, std::invalid_argument for options that make no sense, and
-/// unless the policy is `never` errc::already_tls and errc::not_upgradeable. Every other failure closes the connection
-/// at once: a starttls_error, which shows the server's words, with errc::tls_not_offered, request_refused,
-/// reply_malformed, reply_too_long (64 KiB in all, of which a last line may have as much as the reader's limit),
-/// negotiation_timeout, or incomplete_read or asio::error::connection_reset where the server ended the connection; and
-/// as stream_writer::start_tls, errc::plaintext_injection for whatever follows the go-ahead. Nothing but the protocol's
-/// own commands is ever sent in plain text.
+/// unless the policy is `never` errc::already_tls, not_upgradeable and tlsa_records_unusable. Every other failure
+/// closes the connection at once: a starttls_error, which shows the server's words, with errc::tls_not_offered,
+/// request_refused, reply_malformed, reply_too_long (64 KiB in all, of which a last line may have as much as the
+/// reader's limit), negotiation_timeout, or incomplete_read or asio::error::connection_reset where the server ended the
+/// connection; and as stream_writer::start_tls, errc::plaintext_injection for whatever follows the go-ahead. Nothing
+/// but the protocol's own commands is ever sent in plain text.
 ///
 /// Errors, of every answer: at the call std::invalid_argument for another request, and for a pair that is the client in
 /// TLS; as stream_writer::start_tls: what the client sent behind its request is the beginning of TLS, or
@@ -56,7 +56,8 @@ struct starttls_options
     std::string_view client_name = {};
 
     /// Of xmpp and xmpp_server: the domain that is asked for, and that the certificate must be for unless
-    /// `tls.server_hostname` says otherwise (RFC 6120 section 13.7.2.1).
+    /// `tls.server_hostname` says otherwise (RFC 6120 section 13.7.2.1). With tlsa_records that is the host which has
+    /// them, and the domain is one of `tls.other_hostnames` (RFC 7673 section 4).
     std::string_view domain = {};
 };
 
