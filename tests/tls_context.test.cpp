@@ -11,6 +11,7 @@
 #include "support/ssl_pair.hpp"
 #include "support/temporary_directory.hpp"
 #include "support/thread.hpp"
+#include "support/tlsa_records.hpp"
 
 #include <asio/ip/tcp.hpp>
 #include <asio/read.hpp>
@@ -739,18 +740,13 @@ namespace
 
 std::string pin_of(const std::string& file)
 {
-    const test::openssl_ptr<BIO, BIO_free_all> in(BIO_new_file(file.c_str(), "r"));
-    const test::openssl_ptr<X509, X509_free> x509(PEM_read_bio_X509(in.get(), nullptr, nullptr, nullptr));
-    return us::certificate(test::openssl_check(x509.get(), "PEM_read_bio_X509")).public_key_pin();
+    return test::certificates_in(file).at(0).public_key_pin();
 }
 
 /// The second certificate of a file.
 std::string second_pin_of(const std::string& file)
 {
-    const test::openssl_ptr<BIO, BIO_free_all> in(BIO_new_file(file.c_str(), "r"));
-    X509_free(PEM_read_bio_X509(in.get(), nullptr, nullptr, nullptr));
-    const test::openssl_ptr<X509, X509_free> x509(PEM_read_bio_X509(in.get(), nullptr, nullptr, nullptr));
-    return us::certificate(test::openssl_check(x509.get(), "PEM_read_bio_X509")).public_key_pin();
+    return test::certificates_in(file).at(1).public_key_pin();
 }
 
 } // namespace

@@ -72,6 +72,12 @@ outcome_at_client meet_server(const test::issued& identity, asio::ssl::context& 
     return meet_server(server, client, expected);
 }
 
+/// Of a connection in plain text that can be upgraded.
+us::connection_options upgradeable(asio::ssl::context& context)
+{
+    return {.ssl = &context, .upgradeable = true, .server_hostname = "localhost"};
+}
+
 asio::ssl::context client_that_trusts(const test::certificate_authority& authority)
 {
     const std::string file = authority.ca_file();
@@ -282,9 +288,7 @@ TEST_CASE("tlsa_records: they hold for the name that they were given for; anothe
             const auto executor = co_await asio::this_coro::executor;
             auto sockets = test::tcp_pair(executor);
             test::raw_peer peer(sockets.second.release());
-            us::connection_options options;
-            options.ssl = &context;
-            options.upgradeable = true;
+            us::connection_options options = upgradeable(context);
             options.server_hostname = renames ? "elsewhere.test" : "LocalHost.";
             options.tlsa_records = renames || !accepts ? wrong : right;
             auto pair = co_await us::open_connection(std::move(sockets.first), options);
@@ -341,10 +345,7 @@ TEST_CASE("tlsa_records: a client of starttls/ that may go on in plain text does
             const auto executor = co_await asio::this_coro::executor;
             auto sockets = test::tcp_pair(executor);
             test::raw_peer peer(sockets.second.release());
-            us::connection_options options;
-            options.ssl = &context;
-            options.upgradeable = true;
-            options.server_hostname = "localhost";
+            us::connection_options options = upgradeable(context);
             if (is_of_connection)
                 options.tlsa_records = expected;
             auto pair = co_await us::open_connection(std::move(sockets.first), options);
@@ -372,10 +373,8 @@ TEST_CASE("tlsa_records: with the policy never they are refused at the call, but
         {
             const auto executor = co_await asio::this_coro::executor;
             auto sockets = test::tcp_pair(executor);
-            us::connection_options options;
-            options.ssl = &context;
+            us::connection_options options = upgradeable(context);
             options.upgradeable = !is_tls;
-            options.server_hostname = "localhost";
             us::starttls::starttls_options how;
             how.policy = us::starttls_policy::never;
             (is_of_connection ? options.tlsa_records : how.tls.tlsa_records) = expected;
