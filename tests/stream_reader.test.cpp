@@ -1252,7 +1252,7 @@ TEST_CASE("reader: what came before a reset is read, then the reset, though a re
                         link.peer.key_update(true);
                     link.peer.tls_write(std::string(40'000, 'd'));
                 });
-            link.writer.write(std::string(100'000, 'x')); // so that no reply leaves
+            link.writer.write(std::string(1'000'000, 'x')); // so that no reply leaves
             auto sending = test::run_in_thread([&] { link.peer.send_all(sent); });
             co_await test::joined(std::move(sending));
             const auto executor = co_await asio::this_coro::executor;
