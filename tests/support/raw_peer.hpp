@@ -96,6 +96,7 @@ public:
     raw_listener(const raw_listener&) = delete;
     raw_listener& operator=(const raw_listener&) = delete;
 
+    int descriptor() const noexcept { return descriptor_; }
     any_endpoint endpoint() const;
     std::uint16_t port() const; ///< Of TCP.
 
