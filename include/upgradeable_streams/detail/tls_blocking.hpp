@@ -31,9 +31,9 @@ public:
     enum class awaited
     {
         nothing,
-        input,
         output,
-        input_to_write
+        input,
+        raw_input ///< Which the operation itself gives to the core.
     };
 
     void await(awaited what) { awaited_ = what; }
@@ -56,15 +56,15 @@ public:
         while (!is_complete_)
         {
             std::size_t size = 0;
-            asio::error_code flushed, received;
+            asio::error_code outcome;
             const awaited what = std::exchange(awaited_, awaited::nothing);
             if (what != awaited::nothing)
-                core.flush_blocking(flushed);
-            if (what == awaited::input || what == awaited::input_to_write)
-                size = core.receive_blocking(received);
-            if (what == awaited::input_to_write)
-                flushed = core.received(received, size);
-            operation(*this, what == awaited::input ? received : flushed, size);
+                core.flush_blocking(outcome);
+            if (what == awaited::input || what == awaited::raw_input)
+                size = core.receive_blocking(outcome);
+            if (what == awaited::input)
+                outcome = core.received(outcome, size);
+            operation(*this, outcome, size);
         }
         error = error_;
         return size_;

@@ -200,7 +200,7 @@ public:
         next_.async_read_some(landing, std::forward<Handler>(handler));
     }
 
-    void async_receive(blocking_call&& call) { call.await(blocking_call::awaited::input); }
+    void async_receive(blocking_call&& call) { call.await(blocking_call::awaited::raw_input); }
 
     /// Whether an operation receives; another is then not to, but to wait for it.
     bool is_receiving() const { return receiving_; }
@@ -213,13 +213,29 @@ public:
     template <typename Handler>
     void async_wait_change(Handler&& handler)
     {
-        await_change(false, handler);
+        wait_for(awaited::change, handler);
     }
 
     void async_wait_change(blocking_call&& call) { call.complete(asio::error::in_progress); }
 
+    /// Receives, unless another does, and then waits for that; as async_flush.
+    template <typename Handler>
+    void async_wait_input(Handler&& handler)
+    {
+        wait_for(awaited::input, handler);
+    }
+
+    void async_wait_input(blocking_call&& call)
+    {
+        if (receiving_)
+            call.complete(asio::error::in_progress);
+        else
+            call.await(blocking_call::awaited::input);
+    }
+
     std::size_t receive_blocking(asio::error_code& error)
     {
+        error.clear();
         const asio::mutable_buffer landing = prepare();
         return next_.read_some(landing, error);
     }
@@ -272,8 +288,7 @@ public:
     template <typename Handler>
     void async_flush(Handler&& handler)
     {
-        asio::async_compose<Handler, void(asio::error_code, std::size_t)>(flush_operation{this->shared_from_this()},
-                                                                          handler, next_);
+        wait_for(awaited::flush, handler);
     }
 
     void async_flush(blocking_call&& call) { call.await(blocking_call::awaited::output); }
@@ -282,17 +297,10 @@ public:
     template <typename Handler>
     void async_writable(Handler&& handler)
     {
-        if (!needs_input_ || !is_flushed())
-            return async_flush(std::forward<Handler>(handler));
-        await_change(true, handler);
-    }
-
-    void async_writable(blocking_call&& call)
-    {
-        if (receiving_)
-            call.complete(asio::error::in_progress);
+        if (needs_input_ && is_flushed())
+            async_wait_input(std::forward<Handler>(handler));
         else
-            call.await(needs_input_ ? blocking_call::awaited::input_to_write : blocking_call::awaited::output);
+            async_flush(std::forward<Handler>(handler));
     }
 
     void flush_blocking(asio::error_code& error)
@@ -325,61 +333,65 @@ public:
     tls_engine engine;
 
 private:
-    struct flush_operation
+    enum class awaited
+    {
+        flush,
+        change,
+        input
+    };
+
+    /// The one operation beneath the others: Asio's templates make all of it anew for each handler of each of them.
+    struct wait_operation
     {
         std::shared_ptr<tls_core> core;
-        bool sending = false; ///< Else another does.
-        bool started = false;
+        awaited what;
+        enum { starting, sending, receiving, waiting } step = starting;
 
         template <typename Self>
         void operator()(Self& self, asio::error_code error = {}, std::size_t size = 0)
         {
-            error = as_aborted(error);
-            const bool is_sender = std::exchange(sending, false);
-            if (is_sender)
-                core->sent(error, size);
-            if (was_cancelled(self) || (is_sender && error == asio::error::operation_aborted))
+            const auto keep = core;
+            const auto before = std::exchange(step, waiting);
+            error = before == waiting ? asio::error_code() : as_aborted(error);
+            if (before == sending)
+                keep->sent(error, size);
+            if (before == receiving)
+                error = keep->received(error, size);
+            if (was_cancelled(self) || (before == sending && error == asio::error::operation_aborted))
                 return self.complete(asio::error::operation_aborted, 0);
-            core->flush();
-            const bool first = !std::exchange(started, true);
-            if (core->is_flushed())
-                return first ? core->resume_later(std::move(self)) : self.complete(core->write_error_, 0);
-            if (core->sending_)
-                return core->changed_.async_wait(std::move(self));
-            sending = true;
-            const auto keep = core;
-            const auto bytes = keep->begin_sending();
-            keep->next_.async_write_some(bytes, std::move(self));
-        }
-    };
+            if (before != starting && what != awaited::flush)
+                return self.complete(error, 0);
 
-    /// Waits until something was received or sent; a write that needs input receives itself, unless another does.
-    struct change_operation
-    {
-        std::shared_ptr<tls_core> core;
-        bool receiving;
-        bool started = false;
-
-        template <typename Self>
-        void operator()(Self& self, const asio::error_code& error = {}, std::size_t size = 0)
-        {
-            const auto keep = core;
-            if (!std::exchange(started, true))
+            if (what == awaited::flush)
             {
-                receiving = receiving && !keep->receiving_;
-                keep->is_awaited_ = keep->is_awaited_ || !receiving;
-                return receiving ? keep->async_receive(std::move(self)) : keep->changed_.async_wait(std::move(self));
+                keep->flush();
+                if (keep->is_flushed() && before == starting)
+                    return keep->resume_later(std::move(self));
+                if (keep->is_flushed())
+                    return self.complete(keep->write_error_, 0);
+                if (!keep->sending_)
+                {
+                    step = sending;
+                    const auto bytes = keep->begin_sending();
+                    return keep->next_.async_write_some(bytes, std::move(self));
+                }
             }
-            const asio::error_code outcome = receiving ? keep->received(error, size) : asio::error_code();
-            self.complete(was_cancelled(self) ? asio::error::operation_aborted : outcome, 0);
+            else if (what == awaited::input && !keep->receiving_)
+            {
+                step = receiving;
+                return keep->async_receive(std::move(self));
+            }
+            else
+                keep->is_awaited_ = true;
+            keep->changed_.async_wait(std::move(self));
         }
     };
 
     template <typename Handler>
-    void await_change(bool may_receive, Handler& handler)
+    void wait_for(awaited what, Handler& handler)
     {
         asio::async_compose<Handler, void(asio::error_code, std::size_t)>(
-            change_operation{this->shared_from_this(), may_receive}, handler, next_);
+            wait_operation{this->shared_from_this(), what}, handler, next_);
     }
 
     template <typename Arg>

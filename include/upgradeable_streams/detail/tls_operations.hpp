@@ -95,7 +95,7 @@ struct tls_write_operation
             {
                 step = result ? waiting : flushing;
                 const auto keep = core;
-                return result ? keep->async_writable(std::move(self)) : keep->async_flush(std::move(self));
+                return keep->async_writable(std::move(self));
             }
             step = completing;
             return first ? core->resume_later(std::move(self)) : self.complete(result, result ? 0 : size);
@@ -122,7 +122,7 @@ struct tls_exchange_operation
 {
     std::shared_ptr<Core> core;
     Action action;
-    enum { starting, acting, flushing, waiting, receiving, completing } step = starting;
+    enum { starting, acting, flushing, waiting, completing } step = starting;
     asio::error_code result = {};
     bool suspended = false;
 
@@ -130,7 +130,7 @@ struct tls_exchange_operation
     static constexpr int most_at_once = 16;
 
     template <typename Self>
-    void operator()(Self& self, asio::error_code error = {}, std::size_t size = 0)
+    void operator()(Self& self, asio::error_code error = {}, std::size_t = 0)
     {
         suspended = suspended || step != starting;
         const auto keep = core;
@@ -161,22 +161,14 @@ struct tls_exchange_operation
                     result = asio::error::operation_aborted;
                 if (result != asio::error::would_block)
                     return finish(self);
-                step = core->is_receiving() ? waiting : acting;
-                if (step == waiting)
-                    return keep->async_wait_change(std::move(self));
-                if (++rounds < most_at_once && core->receive())
+                step = acting;
+                if (!core->is_receiving() && ++rounds < most_at_once && core->receive())
                     break;
-                step = receiving;
-                return keep->async_receive(std::move(self));
+                step = waiting;
+                return keep->async_wait_input(std::move(self));
             case waiting:
                 step = acting;
                 result = std::exchange(error, {});
-                if (!result)
-                    break;
-                return finish(self);
-            case receiving:
-                step = acting;
-                result = core->received(std::exchange(error, {}), size);
                 if (!result)
                     break;
                 return finish(self);
