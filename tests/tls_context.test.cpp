@@ -1107,6 +1107,92 @@ TEST_CASE("create_server_context: without a client CA file no certificate is ask
     CHECK(!met.session->peer_certificate);
 }
 
+TEST_CASE("crl_file, client_crl_file: who has a certificate that was revoked is refused, and told; others are not")
+{
+    const bool is_file = GENERATE(true, false);
+    const bool is_revoked = GENERATE(true, false);
+    CAPTURE(is_file, is_revoked);
+    std::vector<test::issued> revoked{test::authority().issue({.common_name = "some other"})};
+    if (is_revoked)
+        revoked.insert(revoked.end(), {test::localhost_certificate(), test::client_certificate()});
+    const std::string list = test::authority().revocation_list({.revoked = revoked});
+    const auto told = test::contains(is_revoked ? "certificate revoked" : "");
+    const test::temporary_directory directory;
+    const std::string path = directory.write("crl.pem", "of an authority:\n" + list);
+    const std::string_view file = is_file ? std::string_view(path) : std::string_view();
+    const std::string_view data = is_file ? std::string_view() : std::string_view(list);
+
+    auto client = us::create_client_context({.ca_file = ca_file(), .crl_file = file, .crl_data = data});
+    const auto server = meet(client, tls_role::client, test::localhost_server());
+    CHECK(bool(server.session) != is_revoked);
+    CHECK_THAT(server.peer_error, told);
+
+    auto options = localhost();
+    options.client_ca_file = ca_file();
+    options.client_crl_file = file;
+    options.client_crl_data = data;
+    options.require_client_certificate = GENERATE(true, false);
+    auto context = us::create_server_context(options);
+    auto settings = test::localhost_client();
+    settings.certificate_file = test::client_certificate().certificate_file;
+    settings.key_file = test::client_certificate().key_file;
+    const auto met = meet(context, tls_role::server, settings);
+    CHECK(bool(met.session) != is_revoked);
+    CHECK_THAT(met.peer_error, told);
+}
+
+TEST_CASE("crl_file: of every authority in the chain a list is needed, and one that is not out of date")
+{
+    test::certificate_authority& authority = test::authority();
+    const auto issued =
+        authority.issue({.common_name = "chained", .dns_names = {"localhost"}, .by_intermediate = true});
+    const std::string of_root = authority.revocation_list();
+    const std::string of_intermediate = authority.revocation_list({.by_intermediate = true});
+    const std::string outdated =
+        authority.revocation_list({.valid_until = std::chrono::days(-1), .by_intermediate = true});
+    const std::string revoking = authority.revocation_list({.revoked = {issued}, .by_intermediate = true});
+    for (const auto& [lists, reason] : std::vector<std::pair<std::string, std::string>>{
+             {of_root + of_intermediate, "ok"},
+             {of_root, "unable to get certificate CRL"},
+             {of_intermediate, "unable to get certificate CRL"},
+             {of_root + outdated, "CRL has expired"},
+             {of_root + revoking, "certificate revoked"}})
+    {
+        CAPTURE(reason);
+        auto client = us::create_client_context({.ca_file = ca_file(), .crl_data = lists});
+        auto server = us::create_server_context({.identity = identity_of(issued)});
+        auto pair = meeting(client, server);
+        CHECK(pair.connect() == (reason == "ok"));
+        CHECK(X509_verify_cert_error_string(SSL_get_verify_result(pair.client())) == reason);
+    }
+}
+
+TEST_CASE("client_crl_file: a session of a client whose certificate was revoked since is not resumed")
+{
+    const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    const std::string before = test::authority().revocation_list();
+    const std::string since = test::authority().revocation_list(
+        {.revoked = {test::client_certificate()}, .valid_from = std::chrono::days(-5)});
+    auto options = localhost();
+    options.client_ca_file = ca_file();
+    options.client_crl_data = before;
+    auto server = us::create_server_context(options);
+    for (const bool is_revoked : {false, true})
+    {
+        CAPTURE(version, is_revoked);
+        auto client = us::create_client_context(
+            {.ca_file = ca_file(), .identity = identity_of(test::client_certificate()), .max_sessions = 8});
+        SSL_CTX_set_max_proto_version(client.native_handle(), version);
+        auto first = meeting(client, server);
+        REQUIRE(first.connect());
+        if (is_revoked)
+            us::detail::refuse_revoked(server, us::detail::pem_source("CRL", {}, since));
+        auto again = meeting(client, server);
+        CHECK(again.connect() != is_revoked);
+        CHECK(is_resumed(again) != is_revoked);
+    }
+}
+
 TEST_CASE("create_client_context: a client's own certificate is shown to a server that asks for one")
 {
     auto context =
@@ -1198,6 +1284,7 @@ TEST_CASE("contexts: a file that is missing is named, with the reason")
     no_client_ca.client_ca_file = missing;
     names_it([&] { us::create_server_context(no_client_ca); });
     names_it([&] { us::create_client_context({.ca_file = missing}); });
+    names_it([&] { us::create_client_context({.ca_file = ca_file(), .crl_file = missing}); });
     names_it([&] { us::create_client_context({.ca_file = ca_file(), .identity = no_key.identity}); });
 }
 
@@ -1218,6 +1305,7 @@ TEST_CASE("contexts: a file that holds no certificate or key is named, with the 
     bad_client_ca.client_ca_file = bad;
     names_it([&] { us::create_server_context(bad_client_ca); });
     names_it([&] { us::create_client_context({.ca_file = bad}); });
+    names_it([&] { us::create_client_context({.ca_file = ca_file(), .crl_file = bad}); });
 }
 
 TEST_CASE("contexts: what is not PEM is said to hold none, and a directory to be one")
@@ -1236,6 +1324,10 @@ TEST_CASE("contexts: what is not PEM is said to hold none, and a directory to be
     bad_key.identity.private_key_data = "no PEM at all";
     CHECK_THROWS_WITH(us::create_server_context(bad_key), test::contains("private key data holds no private key"));
     CHECK_THROWS_WITH(us::create_client_context({.ca_data = "no PEM at all"}), test::contains("holds no CA in PEM"));
+    CHECK_THROWS_WITH(us::create_client_context({.crl_file = bad}), test::contains("holds no CRL in PEM"));
+    const std::string half =
+        test::authority().revocation_list() + "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n";
+    CHECK_THROWS_AS(us::create_client_context({.crl_data = half}), std::system_error);
 }
 
 TEST_CASE("contexts: a key that does not fit its certificate is named, and so is the certificate")
@@ -1408,6 +1500,10 @@ TEST_CASE("contexts: options that make no sense are std::invalid_argument")
     CHECK_THROWS_AS(us::create_server_context(options), std::invalid_argument);
     CHECK_THROWS_AS(us::create_client_context({.identity = options.identity}), std::invalid_argument);
     CHECK_THROWS_AS(us::create_client_context({.ca_file = ca_file(), .verify_peer = false}), std::invalid_argument);
+    CHECK_THROWS_AS(us::create_client_context({.crl_file = ca_file(), .verify_peer = false}), std::invalid_argument);
+    options = localhost();
+    options.client_crl_file = ca_file();
+    CHECK_THROWS_AS(us::create_server_context(options), std::invalid_argument);
     options = localhost();
     options.require_client_certificate = true;
     CHECK_THROWS_AS(us::create_server_context(options), std::invalid_argument);

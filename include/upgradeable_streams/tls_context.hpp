@@ -46,6 +46,11 @@ struct client_context_options
 {
     std::string_view ca_file = {}; ///< PEM file of trusted certificates, in place of the system's.
     std::string_view ca_data = {}; ///< Or what would be in it.
+
+    /// PEM file of certificate revocation lists (RFC 5280 section 5). When given, a server is refused whose certificate
+    /// was revoked, and one in whose chain is an authority of which there is no list, or one that is out of date.
+    std::string_view crl_file = {};
+    std::string_view crl_data = {}; ///< Or what would be in it.
     bool verify_peer = true;       ///< False accepts any server: encryption without authentication.
     key_pair_options identity = {}; ///< The client's own, for servers that ask for one.
     string_list alpn_protocols = {};
@@ -73,6 +78,10 @@ struct server_context_options
     /// error where `require_client_certificate` is set to true.
     std::string_view client_ca_file = {};
     std::string_view client_ca_data = {}; ///< Or what would be in it.
+
+    /// As crl_file in client_context_options, for the certificates of clients.
+    std::string_view client_crl_file = {};
+    std::string_view client_crl_data = {}; ///< Or what would be in it.
 
     /// With either: refuse clients without a certificate; true unless given.
     std::optional<bool> require_client_certificate = {};
@@ -164,8 +173,9 @@ inline asio::ssl::context create_client_context(const client_context_options& op
     detail::load_key_pair(context, options.identity);
 
     const detail::pem_source authorities("CA", options.ca_file, options.ca_data);
-    if (!options.verify_peer && !authorities.empty())
-        throw std::invalid_argument("ca_file and ca_data make no sense with verify_peer = false");
+    const detail::pem_source revoked("CRL", options.crl_file, options.crl_data);
+    if (!options.verify_peer && !(authorities.empty() && revoked.empty()))
+        throw std::invalid_argument("ca_file, ca_data, crl_file and crl_data make no sense with verify_peer = false");
     if (options.verify_peer)
     {
         ERR_clear_error();
@@ -173,6 +183,8 @@ inline asio::ssl::context create_client_context(const client_context_options& op
             detail::trust(context, authorities);
         else if (!SSL_CTX_set_default_verify_paths(handle))
             detail::throw_openssl_error("the system's trust store");
+        if (!revoked.empty())
+            detail::refuse_revoked(context, revoked);
         context.set_verify_mode(asio::ssl::verify_peer);
     }
     if (!options.public_key_pins.empty())
@@ -203,16 +215,22 @@ inline asio::ssl::context create_server_context(const server_context_options& op
     detail::resume_from_tickets(handle);
 
     const detail::pem_source client_authorities("client CA", options.client_ca_file, options.client_ca_data);
+    const detail::pem_source revoked("client CRL", options.client_crl_file, options.client_crl_data);
     if (!client_authorities.empty())
     {
         detail::trust(context, client_authorities);
         detail::name_trusted(handle);
+        if (!revoked.empty())
+            detail::refuse_revoked(context, revoked);
         context.set_verify_mode(options.require_client_certificate.value_or(true)
                                     ? asio::ssl::verify_peer | asio::ssl::verify_fail_if_no_peer_cert
                                     : asio::ssl::verify_peer);
     }
     else if (options.require_client_certificate.value_or(false))
         throw std::invalid_argument("require_client_certificate needs client_ca_file or client_ca_data: whose "
+                                    "certificates are accepted");
+    else if (!revoked.empty())
+        throw std::invalid_argument("client_crl_file and client_crl_data need client_ca_file or client_ca_data: whose "
                                     "certificates are accepted");
 
     detail::set_alpn_protocols(handle, options.alpn_protocols);

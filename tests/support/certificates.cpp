@@ -158,6 +158,36 @@ issued certificate_authority::issue(const certificate_request& request)
     return {directory_.write(stem + ".crt", chain, 0644), directory_.write(stem + ".key", key_as_pem(made.key.get()))};
 }
 
+std::string certificate_authority::revocation_list(const crl_request& request) const
+{
+    const identity& issuer = request.by_intermediate ? intermediate_ : root_;
+    const openssl_ptr<X509_CRL, X509_CRL_free> list(openssl_check(X509_CRL_new(), "X509_CRL_new"));
+    openssl_check(X509_CRL_set_version(list.get(), 1), "X509_CRL_set_version");
+    openssl_check(X509_CRL_set_issuer_name(list.get(), X509_get_subject_name(issuer.certificate.get())), "issuer");
+    const openssl_ptr<ASN1_TIME, ASN1_TIME_free> time(openssl_check(ASN1_TIME_new(), "ASN1_TIME_new"));
+    set_time(time.get(), request.valid_until);
+    openssl_check(X509_CRL_set1_nextUpdate(list.get(), time.get()), "X509_CRL_set1_nextUpdate");
+    set_time(time.get(), request.valid_from);
+    openssl_check(X509_CRL_set1_lastUpdate(list.get(), time.get()), "X509_CRL_set1_lastUpdate");
+    for (const issued& each : request.revoked)
+    {
+        const openssl_ptr<BIO, BIO_free_all> file(
+            openssl_check(BIO_new_file(each.certificate_file.c_str(), "r"), each.certificate_file.c_str()));
+        const openssl_ptr<X509, X509_free> certificate(
+            openssl_check(PEM_read_bio_X509(file.get(), nullptr, nullptr, nullptr), "PEM_read_bio_X509"));
+        openssl_ptr<X509_REVOKED, X509_REVOKED_free> entry(openssl_check(X509_REVOKED_new(), "X509_REVOKED_new"));
+        openssl_check(X509_REVOKED_set_serialNumber(entry.get(), X509_get_serialNumber(certificate.get())) &&
+                          X509_REVOKED_set_revocationDate(entry.get(), time.get()) &&
+                          X509_CRL_add0_revoked(list.get(), entry.get()),
+                      "revoked certificate");
+        entry.release();
+    }
+    openssl_check(X509_CRL_sign(list.get(), issuer.key.get(), EVP_sha256()), "X509_CRL_sign");
+    const auto bio = memory_bio();
+    openssl_check(PEM_write_bio_X509_CRL(bio.get(), list.get()), "PEM_write_bio_X509_CRL");
+    return content_of(bio.get());
+}
+
 certificate_authority& authority()
 {
     static certificate_authority shared("upgradeable_streams test CA");

@@ -31,6 +31,14 @@ struct issued
     std::string key_file;
 };
 
+struct crl_request
+{
+    std::vector<issued> revoked{};
+    std::chrono::days valid_from{-10}; ///< Counted from now.
+    std::chrono::days valid_until{30}; ///< Counted from now.
+    bool by_intermediate = false;      ///< Of what the intermediate CA has issued.
+};
+
 /// A CA with a key of its own (P-256), made when constructed and gone with its files when destroyed.
 class certificate_authority
 {
@@ -41,6 +49,9 @@ public:
     const std::string& directory() const noexcept { return directory_.path(); }
 
     issued issue(const certificate_request& request);
+
+    /// A revocation list in PEM.
+    std::string revocation_list(const crl_request& request = {}) const;
 
 private:
     struct identity

@@ -1,5 +1,5 @@
 /// @file
-/// Certificates and keys in PEM, loaded into a context from files or from memory.
+/// Certificates, keys and revocation lists in PEM, loaded into a context from files or from memory.
 #ifndef UPGRADEABLE_STREAMS_DETAIL_CREDENTIALS_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_CREDENTIALS_HPP
 
@@ -159,6 +159,42 @@ inline void trust(asio::ssl::context& context, const pem_source& authorities)
         [&](asio::const_buffer data, asio::error_code& e) { context.add_certificate_authority(data, e); });
     if (error)
         authorities.refuse(error);
+}
+
+/// Adds each list of a text to what verification looks at.
+inline bool add_revocation_lists(X509_STORE* store, const openssl_ptr<BIO>& text)
+{
+    int count = 0;
+    while (text)
+    {
+        const openssl_ptr<X509_CRL> list(PEM_read_bio_X509_CRL(text.get(), nullptr, nullptr, nullptr));
+        if (!list)
+            break;
+        if (!X509_STORE_add_crl(store, list.get()))
+            return false;
+        ++count;
+    }
+    const unsigned long last = ERR_peek_last_error();
+    return count > 0 && ERR_GET_LIB(last) == ERR_LIB_PEM && ERR_GET_REASON(last) == PEM_R_NO_START_LINE;
+}
+
+/// Has verification refuse certificates that were revoked, and those of whose authority there is no list (RFC 5280
+/// section 5).
+inline void refuse_revoked(asio::ssl::context& context, const pem_source& lists)
+{
+    X509_STORE* const store = SSL_CTX_get_cert_store(context.native_handle());
+    const asio::error_code error = lists.load(
+        [&](const char* path) { return add_revocation_lists(store, openssl_ptr<BIO>(BIO_new_file(path, "r"))); },
+        [&](asio::const_buffer data, asio::error_code& e)
+        {
+            if (!add_revocation_lists(store, openssl_ptr<BIO>(BIO_new_mem_buf(data.data(), int(data.size())))))
+                e = take_openssl_error();
+        });
+    ERR_clear_error();
+    if (error)
+        lists.refuse(error);
+    if (!X509_STORE_set_flags(store, X509_V_FLAG_CRL_CHECK | X509_V_FLAG_CRL_CHECK_ALL))
+        throw_openssl_error(lists.describe());
 }
 
 /// Tells clients whose certificates are accepted.
