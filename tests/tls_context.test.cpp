@@ -1167,6 +1167,43 @@ TEST_CASE("crl_file: of every authority in the chain a list is needed, and one t
     }
 }
 
+TEST_CASE("crl_data: a list that is not complete, or an empty text, is refused, lest a certificate be taken for good")
+{
+    const auto kind = GENERATE(test::crl_request::delta, test::crl_request::indirect, test::crl_request::by_reason,
+                               test::crl_request::unknown);
+    const std::string partial = test::authority().revocation_list({.kind = kind});
+    const std::string lists = test::authority().revocation_list() + partial;
+    CHECK_THROWS_MATCHES(us::create_client_context({.ca_file = ca_file(), .crl_data = lists}), std::system_error,
+                         test::message_contains("CRL data holds a list that is a delta, indirect or partial"));
+    CHECK_THROWS_AS(us::create_client_context({.ca_file = ca_file(), .crl_data = ""}), std::invalid_argument);
+    auto options = localhost();
+    options.client_ca_file = ca_file();
+    options.client_crl_data = "";
+    CHECK_THROWS_AS(us::create_server_context(options), std::invalid_argument);
+    options.client_crl_data = partial;
+    CHECK_THROWS_AS(us::create_server_context(options), std::system_error);
+}
+
+TEST_CASE("crl_file: of several lists of one authority the newest that is in date counts")
+{
+    const auto list_of = [](bool is_revoking, int from, int until)
+    {
+        test::crl_request request{.valid_from = std::chrono::days(from), .valid_until = std::chrono::days(until)};
+        if (is_revoking)
+            request.revoked = {test::localhost_certificate()};
+        return test::authority().revocation_list(request);
+    };
+    const bool is_revoked = GENERATE(true, false);
+    const bool is_newest_first = GENERATE(true, false);
+    const std::string newest = list_of(is_revoked, -5, 30);
+    const std::string others = list_of(!is_revoked, -10, 30) + list_of(!is_revoked, -3, -1);
+    const std::string all = is_newest_first ? newest + others : others + newest;
+    auto client = us::create_client_context({.ca_file = ca_file(), .crl_data = all});
+    auto server = us::create_server_context(localhost());
+    auto pair = meeting(client, server);
+    CHECK(pair.connect() != is_revoked);
+}
+
 TEST_CASE("client_crl_file: a session of a client whose certificate was revoked since is not resumed")
 {
     const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);

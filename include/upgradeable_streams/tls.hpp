@@ -53,9 +53,9 @@ struct tls_options
     /// What a resolver that validates DNSSEC has told of `_port._tcp.server_hostname` (DANE, RFC 7671). When given, the
     /// server is known by one of these, also with a context that does not verify: DANE-TA and DANE-EE stand in the
     /// place of trusted authorities, PKIX-TA and PKIX-EE are demanded beside them. With DANE-EE neither the names nor
-    /// the dates of the certificate matter. A verify callback has the last word. No records are no DANE: a lookup
-    /// that failed is not one that found none. Left out at the upgrade they are those from before, and another
-    /// server_hostname needs its own.
+    /// the dates of the certificate matter, nor whether it was revoked. A verify callback has the last word. No records
+    /// are no DANE: a lookup that failed is not one that found none. Left out at the upgrade they are those from
+    /// before, and another server_hostname needs its own.
     ///
     /// Errors: errc::tlsa_records_unusable at the call, where RFC 7672 section 2.2 has mail go over TLS all the same,
     /// with a context that does not verify.

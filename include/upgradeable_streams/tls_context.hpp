@@ -47,10 +47,12 @@ struct client_context_options
     std::string_view ca_file = {}; ///< PEM file of trusted certificates, in place of the system's.
     std::string_view ca_data = {}; ///< Or what would be in it.
 
-    /// PEM file of certificate revocation lists (RFC 5280 section 5). When given, a server is refused whose certificate
-    /// was revoked, and one in whose chain is an authority of which there is no list, or one that is out of date.
+    /// PEM file of certificate revocation lists (RFC 5280 section 5), for verify_peer. When given, a server is refused
+    /// whose certificate was revoked, and one in whose chain is an authority of which there is no list that is in date:
+    /// of several the newest such one counts. Lists are complete ones, neither deltas nor indirect. A server that is
+    /// known by a TLSA record of its own certificate or key (DANE-EE) needs no chain, and is not looked for in them.
     std::string_view crl_file = {};
-    std::string_view crl_data = {}; ///< Or what would be in it.
+    std::string_view crl_data = {}; ///< Or what would be in it; an empty text is an error.
     bool verify_peer = true;       ///< False accepts any server: encryption without authentication.
     key_pair_options identity = {}; ///< The client's own, for servers that ask for one.
     string_list alpn_protocols = {};
@@ -79,12 +81,14 @@ struct server_context_options
     std::string_view client_ca_file = {};
     std::string_view client_ca_data = {}; ///< Or what would be in it.
 
-    /// As crl_file in client_context_options, for the certificates of clients.
-    std::string_view client_crl_file = {};
-    std::string_view client_crl_data = {}; ///< Or what would be in it.
-
     /// With either: refuse clients without a certificate; true unless given.
     std::optional<bool> require_client_certificate = {};
+
+    /// With either: lists by which clients are refused, as crl_file in client_context_options; contexts_by_name have
+    /// their own. To clients one that is out of date looks as if their certificate were (RFC 8446 section 6.2).
+    std::string_view client_crl_file = {};
+    std::string_view client_crl_data = {}; ///< Or what would be in it; an empty text is an error.
+
     string_list alpn_protocols = {}; ///< In order of preference.
 
     /// Contexts for clients that ask for a name (SNI). What such a context demands holds in place of this one's
@@ -174,6 +178,7 @@ inline asio::ssl::context create_client_context(const client_context_options& op
 
     const detail::pem_source authorities("CA", options.ca_file, options.ca_data);
     const detail::pem_source revoked("CRL", options.crl_file, options.crl_data);
+    revoked.refuse_empty_data();
     if (!options.verify_peer && !(authorities.empty() && revoked.empty()))
         throw std::invalid_argument("ca_file, ca_data, crl_file and crl_data make no sense with verify_peer = false");
     if (options.verify_peer)
@@ -216,6 +221,7 @@ inline asio::ssl::context create_server_context(const server_context_options& op
 
     const detail::pem_source client_authorities("client CA", options.client_ca_file, options.client_ca_data);
     const detail::pem_source revoked("client CRL", options.client_crl_file, options.client_crl_data);
+    revoked.refuse_empty_data();
     if (!client_authorities.empty())
     {
         detail::trust(context, client_authorities);

@@ -99,6 +99,28 @@ std::string key_as_pem(EVP_PKEY* key)
     return content_of(bio.get());
 }
 
+void add_kind(X509_CRL* list, const crl_request& request)
+{
+    const auto add = [list](int extension, void* value)
+    { openssl_check(X509_CRL_add1_ext_i2d(list, extension, value, 1, 0), "extension of a CRL"); };
+    const openssl_ptr<ASN1_INTEGER, ASN1_INTEGER_free> one(openssl_check(ASN1_INTEGER_new(), "ASN1_INTEGER_new"));
+    openssl_check(ASN1_INTEGER_set_uint64(one.get(), 1), "ASN1_INTEGER_set_uint64");
+    const openssl_ptr<ISSUING_DIST_POINT, ISSUING_DIST_POINT_free> scope(
+        openssl_check(ISSUING_DIST_POINT_new(), "ISSUING_DIST_POINT_new"));
+    switch (request.kind)
+    {
+    case crl_request::complete: return;
+    case crl_request::delta: return add(NID_delta_crl, one.get());
+    case crl_request::unknown: return add(NID_inhibit_any_policy, one.get());
+    case crl_request::indirect: scope->indirectCRL = 0xff; break;
+    case crl_request::by_reason:
+        scope->onlysomereasons = openssl_check(ASN1_BIT_STRING_new(), "ASN1_BIT_STRING_new");
+        openssl_check(ASN1_BIT_STRING_set_bit(scope->onlysomereasons, 1, 1), "ASN1_BIT_STRING_set_bit");
+        break;
+    }
+    add(NID_issuing_distribution_point, scope.get());
+}
+
 certificate_request authority_request(const std::string& name)
 {
     certificate_request request;
@@ -182,6 +204,7 @@ std::string certificate_authority::revocation_list(const crl_request& request) c
                       "revoked certificate");
         entry.release();
     }
+    add_kind(list.get(), request);
     openssl_check(X509_CRL_sign(list.get(), issuer.key.get(), EVP_sha256()), "X509_CRL_sign");
     const auto bio = memory_bio();
     openssl_check(PEM_write_bio_X509_CRL(bio.get(), list.get()), "PEM_write_bio_X509_CRL");

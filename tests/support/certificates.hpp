@@ -37,6 +37,14 @@ struct crl_request
     std::chrono::days valid_from{-10}; ///< Counted from now.
     std::chrono::days valid_until{30}; ///< Counted from now.
     bool by_intermediate = false;      ///< Of what the intermediate CA has issued.
+    enum
+    {
+        complete,
+        delta,
+        indirect,
+        by_reason,
+        unknown
+    } kind = complete;
 };
 
 /// A CA with a key of its own (P-256), made when constructed and gone with its files when destroyed.

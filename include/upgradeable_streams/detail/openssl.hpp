@@ -23,6 +23,7 @@ struct openssl_delete
     void operator()(SSL_SESSION* p) const noexcept { SSL_SESSION_free(p); }
     void operator()(X509_STORE_CTX* p) const noexcept { X509_STORE_CTX_free(p); }
     void operator()(X509_CRL* p) const noexcept { X509_CRL_free(p); }
+    void operator()(ISSUING_DIST_POINT* p) const noexcept { ISSUING_DIST_POINT_free(p); }
     void operator()(GENERAL_NAMES* p) const noexcept { GENERAL_NAMES_free(p); }
     void operator()(STACK_OF(X509_OBJECT)* p) const noexcept { sk_X509_OBJECT_pop_free(p, X509_OBJECT_free); }
     void operator()(ASN1_TIME* p) const noexcept { ASN1_TIME_free(p); }
