@@ -454,18 +454,26 @@ TEST_CASE("create_server_context: a session without the client certificate that 
 TEST_CASE("create_server_context: a session with a client certificate that is no longer accepted is not resumed")
 {
     const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    const bool is_by_list = GENERATE(true, false);
+    const std::string before = test::authority().revocation_list();
+    const std::string since = test::authority().revocation_list(
+        {.revoked = {test::client_certificate()}, .valid_from = std::chrono::days(-5)});
     auto options = localhost();
     options.client_ca_file = ca_file();
+    if (is_by_list)
+        options.client_crl_data = before;
     auto server = us::create_server_context(options);
     for (const bool is_accepted : {true, false})
     {
-        CAPTURE(version, is_accepted);
+        CAPTURE(version, is_by_list, is_accepted);
         auto client = us::create_client_context(
             {.ca_file = ca_file(), .identity = identity_of(test::client_certificate()), .max_sessions = 8});
         SSL_CTX_set_max_proto_version(client.native_handle(), version);
         auto first = meeting(client, server);
         REQUIRE(first.connect());
-        if (!is_accepted) // there is no CRL
+        if (!is_accepted && is_by_list)
+            us::detail::refuse_revoked(server, us::detail::pem_source("client CRL", {}, since));
+        else if (!is_accepted) // there is no CRL
             X509_VERIFY_PARAM_set_flags(SSL_CTX_get0_param(server.native_handle()), X509_V_FLAG_CRL_CHECK);
         auto again = meeting(client, server);
         CHECK(again.connect() == is_accepted);
@@ -1202,32 +1210,6 @@ TEST_CASE("crl_file: of several lists of one authority the newest that is in dat
     auto server = us::create_server_context(localhost());
     auto pair = meeting(client, server);
     CHECK(pair.connect() != is_revoked);
-}
-
-TEST_CASE("client_crl_file: a session of a client whose certificate was revoked since is not resumed")
-{
-    const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
-    const std::string before = test::authority().revocation_list();
-    const std::string since = test::authority().revocation_list(
-        {.revoked = {test::client_certificate()}, .valid_from = std::chrono::days(-5)});
-    auto options = localhost();
-    options.client_ca_file = ca_file();
-    options.client_crl_data = before;
-    auto server = us::create_server_context(options);
-    for (const bool is_revoked : {false, true})
-    {
-        CAPTURE(version, is_revoked);
-        auto client = us::create_client_context(
-            {.ca_file = ca_file(), .identity = identity_of(test::client_certificate()), .max_sessions = 8});
-        SSL_CTX_set_max_proto_version(client.native_handle(), version);
-        auto first = meeting(client, server);
-        REQUIRE(first.connect());
-        if (is_revoked)
-            us::detail::refuse_revoked(server, us::detail::pem_source("CRL", {}, since));
-        auto again = meeting(client, server);
-        CHECK(again.connect() != is_revoked);
-        CHECK(is_resumed(again) != is_revoked);
-    }
 }
 
 TEST_CASE("create_client_context: a client's own certificate is shown to a server that asks for one")

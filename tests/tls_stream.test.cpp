@@ -737,10 +737,9 @@ TEST_CASE("tls_stream: blocking, a read behind one that left replies unsent has 
     test::raw_listener listener;
     const int least = 1;
     ::setsockopt(listener.descriptor(), SOL_SOCKET, SO_RCVBUF, &least, sizeof least);
-    tcp::socket socket(io);
-    socket.connect(test::loopback(listener.port()));
-    socket.set_option(asio::socket_base::send_buffer_size(1));
-    auto [raw, layer] = shake_hands<socket_layer>(connection{std::move(socket), listener.accept()});
+    auto ends = connect(io.get_executor(), std::move(listener));
+    ends.socket.set_option(asio::socket_base::send_buffer_size(1));
+    auto [raw, layer] = shake_hands<socket_layer>(std::move(ends));
     const std::string sent = raw.tls_unsent(
         [&]
         {

@@ -1,5 +1,7 @@
 #include "certificates.hpp"
 
+#include "tlsa_records.hpp"
+
 #include <openssl/ec.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
@@ -193,12 +195,9 @@ std::string certificate_authority::revocation_list(const crl_request& request) c
     openssl_check(X509_CRL_set1_lastUpdate(list.get(), time.get()), "X509_CRL_set1_lastUpdate");
     for (const issued& each : request.revoked)
     {
-        const openssl_ptr<BIO, BIO_free_all> file(
-            openssl_check(BIO_new_file(each.certificate_file.c_str(), "r"), each.certificate_file.c_str()));
-        const openssl_ptr<X509, X509_free> certificate(
-            openssl_check(PEM_read_bio_X509(file.get(), nullptr, nullptr, nullptr), "PEM_read_bio_X509"));
+        const auto certificate = certificates_in(each.certificate_file).at(0);
         openssl_ptr<X509_REVOKED, X509_REVOKED_free> entry(openssl_check(X509_REVOKED_new(), "X509_REVOKED_new"));
-        openssl_check(X509_REVOKED_set_serialNumber(entry.get(), X509_get_serialNumber(certificate.get())) &&
+        openssl_check(X509_REVOKED_set_serialNumber(entry.get(), X509_get_serialNumber(certificate.native_handle())) &&
                           X509_REVOKED_set_revocationDate(entry.get(), time.get()) &&
                           X509_CRL_add0_revoked(list.get(), entry.get()),
                       "revoked certificate");

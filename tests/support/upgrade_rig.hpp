@@ -190,9 +190,8 @@ struct connection
     test::raw_peer peer;
 };
 
-inline connection connect(const asio::any_io_executor& executor)
+inline connection connect(const asio::any_io_executor& executor, test::raw_listener&& listener = test::raw_listener())
 {
-    test::raw_listener listener;
     tcp::socket socket(executor);
     socket.connect(test::loopback(listener.port()));
     socket.set_option(tcp::no_delay(true));
