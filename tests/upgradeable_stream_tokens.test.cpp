@@ -457,7 +457,7 @@ TEMPLATE_TEST_CASE("describe: tells of an upgrade that was begun with any token 
                      [](test::raw_peer& p)
                      {
                          p.send_all("454 TLS not available\r\n");
-                         p.recv_all();
+                         hold_open(p);
                      });
     stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
     outcome upgraded;
@@ -482,7 +482,7 @@ TEMPLATE_TEST_CASE("describe: names the server that the upgrade was with, not th
                      [](test::raw_peer& p)
                      {
                          p.send_all("454 no\r\n");
-                         p.recv_all();
+                         hold_open(p);
                      });
     stream_over<TestType, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
     outcome upgraded;
