@@ -20,7 +20,7 @@ namespace
 
 asio::awaitable<void> handle(us::stream_reader reader, us::stream_writer writer)
 {
-    static std::string ignored(256 * 1024, '\0'); // what SINK reads
+    static std::string scratch(256 * 1024, '\0'); // in use between a read and what follows at once
     for (;;)
     {
         const std::string line = co_await reader.readline();
@@ -34,18 +34,18 @@ asio::awaitable<void> handle(us::stream_reader reader, us::stream_writer writer)
         case bench::verb::echo:
             while (left > 0)
             {
-                const std::string piece = co_await reader.read(left);
-                if (piece.empty())
+                const std::size_t size = co_await reader.readinto({scratch.data(), std::min(left, scratch.size())});
+                if (size == 0)
                     co_return;
-                left -= piece.size();
-                writer.write(piece);
+                left -= size;
+                writer.write({scratch.data(), size});
                 co_await writer.drain();
             }
             break;
         case bench::verb::sink:
             while (left > 0)
             {
-                const std::size_t size = co_await reader.readinto({ignored.data(), std::min(left, ignored.size())});
+                const std::size_t size = co_await reader.readinto({scratch.data(), std::min(left, scratch.size())});
                 if (size == 0)
                     co_return;
                 left -= size;
