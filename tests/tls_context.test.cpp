@@ -11,13 +11,13 @@
 #include "support/ssl_pair.hpp"
 #include "support/temporary_directory.hpp"
 #include "support/thread.hpp"
-#include "support/tlsa_records.hpp"
 
 #include <asio/ip/tcp.hpp>
 #include <asio/read.hpp>
 #include <asio/redirect_error.hpp>
 #include <asio/ssl/stream.hpp>
 #include <asio/use_awaitable.hpp>
+#include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
 
@@ -28,6 +28,7 @@
 #include <cctype>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <fstream>
 #include <functional>

@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/inner_stream.hpp>
+#include <upgradeable_streams/detail/server_identity.hpp>
 #include <upgradeable_streams/detail/stream_connection.hpp>
 #include <upgradeable_streams/detail/tcp_connector.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>

@@ -7,8 +7,8 @@
 #include <upgradeable_streams/detail/byte_order.hpp>
 #include <upgradeable_streams/detail/context_data.hpp>
 #include <upgradeable_streams/detail/openssl.hpp>
+#include <upgradeable_streams/detail/server_identity.hpp>
 #include <upgradeable_streams/detail/text.hpp>
-#include <upgradeable_streams/detail/tls_settings.hpp>
 
 #include <asio/ip/address.hpp>
 #include <asio/ssl/context.hpp>
@@ -126,7 +126,7 @@ inline void contexts_by_name::add(const named_context& context)
         refuse("has a context that chooses by name itself");
     if (!SSL_CTX_get0_certificate(context.ssl->native_handle()))
         refuse("has a context without a certificate; make it with create_server_context");
-    if (!contexts_.emplace(name, share(*context.ssl)).second)
+    if (!contexts_.emplace(name, share(context.ssl->native_handle())).second)
         refuse("is named twice");
 }
 

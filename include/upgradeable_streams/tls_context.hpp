@@ -9,6 +9,7 @@
 #include <upgradeable_streams/detail/key_log.hpp>
 #include <upgradeable_streams/detail/pins.hpp>
 #include <upgradeable_streams/detail/resumption.hpp>
+#include <upgradeable_streams/detail/revocation.hpp>
 #include <upgradeable_streams/server_name.hpp>
 #include <upgradeable_streams/string_list.hpp>
 

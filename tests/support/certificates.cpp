@@ -1,8 +1,7 @@
 #include "certificates.hpp"
 
-#include "tlsa_records.hpp"
-
 #include <openssl/ec.h>
+#include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <openssl/rand.h>
@@ -208,6 +207,16 @@ std::string certificate_authority::revocation_list(const crl_request& request) c
     const auto bio = memory_bio();
     openssl_check(PEM_write_bio_X509_CRL(bio.get(), list.get()), "PEM_write_bio_X509_CRL");
     return content_of(bio.get());
+}
+
+std::vector<upgradeable_streams::certificate> certificates_in(const std::string& file)
+{
+    std::vector<upgradeable_streams::certificate> all;
+    const openssl_ptr<BIO, BIO_free_all> in(BIO_new_file(file.c_str(), "r"));
+    while (const auto x509 = openssl_ptr<X509, X509_free>(PEM_read_bio_X509(in.get(), nullptr, nullptr, nullptr)))
+        all.emplace_back(x509.get());
+    ERR_clear_error();
+    return all;
 }
 
 certificate_authority& authority()

@@ -4,6 +4,8 @@
 #include "openssl.hpp"
 #include "temporary_directory.hpp"
 
+#include <upgradeable_streams/certificate.hpp>
+
 #include <openssl/x509.h>
 
 #include <chrono>
@@ -75,6 +77,9 @@ private:
     identity intermediate_;
     int issued_count_ = 0;
 };
+
+/// The certificates of a PEM file, a server's own first.
+std::vector<upgradeable_streams::certificate> certificates_in(const std::string& file);
 
 /// The CA that tests share.
 certificate_authority& authority();

@@ -3,20 +3,15 @@
 
 // What DNS would say of a certificate.
 
-#include "openssl.hpp"
-
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/tlsa_record.hpp>
 
-#include <openssl/err.h>
 #include <openssl/evp.h>
-#include <openssl/pem.h>
 #include <openssl/x509.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <vector>
 
 namespace test
 {
@@ -46,17 +41,6 @@ enum matching_type : std::uint8_t
 };
 
 } // namespace tlsa
-
-/// The certificates of a PEM file, a server's own first.
-inline std::vector<upgradeable_streams::certificate> certificates_in(const std::string& file)
-{
-    std::vector<upgradeable_streams::certificate> all;
-    const openssl_ptr<BIO, BIO_free_all> in(BIO_new_file(file.c_str(), "r"));
-    while (const auto x509 = openssl_ptr<X509, X509_free>(PEM_read_bio_X509(in.get(), nullptr, nullptr, nullptr)))
-        all.emplace_back(x509.get());
-    ERR_clear_error();
-    return all;
-}
 
 inline upgradeable_streams::tlsa_record record_of(const upgradeable_streams::certificate& certificate, tlsa::usage u,
                                                   tlsa::selector s = tlsa::spki, tlsa::matching_type m = tlsa::sha2_256)

@@ -7,6 +7,7 @@
 #include <upgradeable_streams/detail/client_registry.hpp>
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/first_bytes.hpp>
+#include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/stream_connection.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
@@ -26,6 +27,7 @@
 #include <asio/multiple_exceptions.hpp>
 #include <asio/post.hpp>
 #include <asio/redirect_error.hpp>
+#include <asio/ssl/context.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/strand.hpp>
 #include <asio/use_awaitable.hpp>
@@ -158,7 +160,7 @@ inline void listener::set_ssl_context(asio::ssl::context& ssl)
 {
     throw_if(!settings_.connection.tls.context, errc::not_upgradeable);
     tls_settings changed = settings_.connection.tls;
-    changed.context = share(ssl);
+    changed.context = share(ssl.native_handle());
     changed.make_ssl();
     const std::lock_guard lock(mutex_);
     swapped_context_.swap(changed.context);

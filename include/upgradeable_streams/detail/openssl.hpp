@@ -35,6 +35,12 @@ struct openssl_delete
 template <class T>
 using openssl_ptr = std::unique_ptr<T, openssl_delete>;
 
+inline std::shared_ptr<SSL_CTX> share(SSL_CTX* context)
+{
+    SSL_CTX_up_ref(context);
+    return {context, openssl_delete()};
+}
+
 using sha256_hash = std::array<unsigned char, 32>;
 
 inline sha256_hash sha256(const void* data, std::size_t size)

@@ -9,12 +9,11 @@
 #include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/pins.hpp>
 #include <upgradeable_streams/detail/resumption.hpp>
+#include <upgradeable_streams/detail/server_identity.hpp>
 #include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/tls.hpp>
 
-#include <asio/error.hpp>
-#include <asio/ip/address.hpp>
 #include <asio/ssl/context.hpp>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
@@ -27,7 +26,6 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -36,18 +34,6 @@ namespace upgradeable_streams::detail
 
 /// How a certificate's names are compared with a host's.
 inline constexpr unsigned host_flags = X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT;
-
-/// The name that a client verifies, as the caller gave it or in OpenSSL's terms.
-struct server_identity
-{
-    std::string name;
-    bool is_address = false;
-
-    /// Throws std::invalid_argument for a name that OpenSSL would match too liberally or not at all.
-    static server_identity parse(std::string_view given);
-
-    bool is_same(const server_identity& other) const { return lower_case(name) == lower_case(other.name); }
-};
 
 /// The owned form of tls_options.
 struct tls_settings
@@ -94,53 +80,12 @@ inline void require_positive(std::chrono::steady_clock::duration timeout, const 
         throw std::invalid_argument(std::string(name) + " must be greater than zero");
 }
 
-inline std::shared_ptr<SSL_CTX> share(asio::ssl::context& context)
-{
-    SSL_CTX_up_ref(context.native_handle());
-    return {context.native_handle(), openssl_delete()};
-}
-
-/// Null where it may be one.
-inline const char* why_no_dns_name(std::string_view name)
-{
-    if (std::ranges::any_of(name, [](unsigned char c) { return c <= ' ' || c >= 0x7f; }))
-        return "holds a character that is not printable ASCII; give an internationalised name as A-labels (xn--...)";
-    return name.size() > 253 ? "is longer than a DNS name can be" : nullptr;
-}
-
-inline server_identity server_identity::parse(std::string_view given)
-{
-    const auto refuse = [&](const char* reason)
-    { throw std::invalid_argument("server_hostname \"" + std::string(given) + "\" " + reason); };
-
-    std::string_view name = given;
-    if (name.ends_with('.'))
-        name.remove_suffix(1);
-    if (name.size() > 2 && name.front() == '[' && name.back() == ']')
-        name = name.substr(1, name.size() - 2);
-    const std::string_view unscoped = name.substr(0, name.find('%'));
-    asio::error_code not_an_address;
-    const auto address = asio::ip::make_address(std::string(unscoped), not_an_address);
-    if (!not_an_address && name.find('\0') == name.npos)
-        return {address.to_string(), true};
-
-    if (name.empty())
-        refuse("is empty: any certificate would match");
-    if (name.front() == '.')
-        refuse("begins with a dot: any subdomain would match");
-    if (name.find('*') != name.npos)
-        refuse("holds a wildcard; give the name of one host");
-    if (const char* const reason = why_no_dns_name(name))
-        refuse(reason);
-    return {std::string(name), false};
-}
-
 inline void tls_settings::apply(const tls_options& options)
 {
     if (options.ssl || options.role || !options.server_hostname.empty())
         session.reset();
     if (options.ssl)
-        context = share(*options.ssl);
+        context = share(options.ssl->native_handle());
     if (options.role)
         role = *options.role;
     if (!options.server_hostname.empty())

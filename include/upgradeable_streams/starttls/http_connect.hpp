@@ -4,8 +4,8 @@
 #define UPGRADEABLE_STREAMS_STARTTLS_HTTP_CONNECT_HPP
 
 #include <upgradeable_streams/detail/openssl.hpp>
+#include <upgradeable_streams/detail/server_identity.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
-#include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/port_number.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>

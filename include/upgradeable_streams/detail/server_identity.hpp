@@ -1,0 +1,68 @@
+/// @file
+/// The name of a server, as a certificate has to have it.
+#ifndef UPGRADEABLE_STREAMS_DETAIL_SERVER_IDENTITY_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_SERVER_IDENTITY_HPP
+
+#include <upgradeable_streams/detail/text.hpp>
+
+#include <asio/error_code.hpp>
+#include <asio/ip/address.hpp>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace upgradeable_streams::detail
+{
+
+/// The name that a client verifies, as the caller gave it or in OpenSSL's terms.
+struct server_identity
+{
+    std::string name;
+    bool is_address = false;
+
+    /// Throws std::invalid_argument for a name that OpenSSL would match too liberally or not at all.
+    static server_identity parse(std::string_view given);
+
+    bool is_same(const server_identity& other) const { return lower_case(name) == lower_case(other.name); }
+};
+
+/// Null where it may be one.
+inline const char* why_no_dns_name(std::string_view name)
+{
+    if (std::ranges::any_of(name, [](unsigned char c) { return c <= ' ' || c >= 0x7f; }))
+        return "holds a character that is not printable ASCII; give an internationalised name as A-labels (xn--...)";
+    return name.size() > 253 ? "is longer than a DNS name can be" : nullptr;
+}
+
+inline server_identity server_identity::parse(std::string_view given)
+{
+    const auto refuse = [&](const char* reason)
+    { throw std::invalid_argument("server_hostname \"" + std::string(given) + "\" " + reason); };
+
+    std::string_view name = given;
+    if (name.ends_with('.'))
+        name.remove_suffix(1);
+    if (name.size() > 2 && name.front() == '[' && name.back() == ']')
+        name = name.substr(1, name.size() - 2);
+    const std::string_view unscoped = name.substr(0, name.find('%'));
+    asio::error_code not_an_address;
+    const auto address = asio::ip::make_address(std::string(unscoped), not_an_address);
+    if (!not_an_address && name.find('\0') == name.npos)
+        return {address.to_string(), true};
+
+    if (name.empty())
+        refuse("is empty: any certificate would match");
+    if (name.front() == '.')
+        refuse("begins with a dot: any subdomain would match");
+    if (name.find('*') != name.npos)
+        refuse("holds a wildcard; give the name of one host");
+    if (const char* const reason = why_no_dns_name(name))
+        refuse(reason);
+    return {std::string(name), false};
+}
+
+} // namespace upgradeable_streams::detail
+
+#endif
