@@ -111,7 +111,8 @@ inline asio::error_code bound_sockets::bind(const asio::generic::stream_protocol
     asio::error_code error;
     any_acceptor acceptor(executor_);
     const int family = endpoint.protocol().family();
-    if (acceptor.open(endpoint.protocol(), error))
+    acceptor.open(endpoint.protocol(), error);
+    if (error)
         return error;
     if (family != AF_UNIX)
         acceptor.set_option(asio::socket_base::reuse_address(options_.reuse_address), error);
@@ -120,10 +121,11 @@ inline asio::error_code bound_sockets::bind(const asio::generic::stream_protocol
     if (const int on = 1; options_.reuse_port && !error &&
                           ::setsockopt(acceptor.native_handle(), SOL_SOCKET, SO_REUSEPORT, &on, sizeof on) != 0)
         error.assign(errno, asio::error::get_system_category());
-    if (error || acceptor.bind(endpoint, error))
-        return error;
-    adopt(std::move(acceptor));
-    return {};
+    if (!error)
+        acceptor.bind(endpoint, error);
+    if (!error)
+        adopt(std::move(acceptor));
+    return error;
 }
 
 inline void bound_sockets::adopt(any_acceptor acceptor)
