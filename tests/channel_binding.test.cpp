@@ -206,9 +206,7 @@ TEST_CASE("tls_server_end_point: the certificate's hash by the function of its s
 
 TEST_CASE("tls_server_end_point: it is the server's certificate, when the client has one too")
 {
-    test::tls_settings client = test::localhost_client();
-    client.certificate_file = test::client_certificate().certificate_file;
-    client.key_file = test::client_certificate().key_file;
+    const test::tls_settings client = test::localhost_client(test::client_certificate());
     test::tls_settings server = test::localhost_server();
     server.ca_file = test::authority().ca_file();
     const auto both = test::at_both_ends(client, server, us::tls_server_end_point);

@@ -49,10 +49,8 @@ TEST_CASE("tls_session: it tells what a handshake of TLS 1.3 negotiated")
 
 TEST_CASE("tls_session: it tells what a handshake of TLS 1.2 negotiated, and the client's certificate")
 {
-    auto client_settings = test::localhost_client();
+    auto client_settings = test::localhost_client(test::client_certificate());
     client_settings.server_name.clear();
-    client_settings.certificate_file = test::client_certificate().certificate_file;
-    client_settings.key_file = test::client_certificate().key_file;
     client_settings.max_version = TLS1_2_VERSION;
     client_settings.adjust = [](SSL_CTX* context)
     { SSL_CTX_set_cipher_list(context, "ECDHE-ECDSA-AES128-GCM-SHA256"); };

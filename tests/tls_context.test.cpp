@@ -1063,10 +1063,7 @@ TEST_CASE("create_server_context: with a client CA file, clients with its certif
     options.client_ca_file = ca_file();
     options.require_client_certificate = GENERATE(true, false);
     auto context = us::create_server_context(options);
-    auto settings = test::localhost_client();
-    settings.certificate_file = test::client_certificate().certificate_file;
-    settings.key_file = test::client_certificate().key_file;
-    const auto met = meet(context, tls_role::server, settings);
+    const auto met = meet(context, tls_role::server, test::localhost_client(test::client_certificate()));
     REQUIRE(met.session);
     REQUIRE(met.session->peer_certificate);
     CHECK(met.session->peer_certificate->subject() == "CN=test client");
@@ -1096,10 +1093,7 @@ TEST_CASE("create_server_context: a client with a certificate of another CA is r
     options.require_client_certificate = GENERATE(true, false);
     auto context = us::create_server_context(options);
     const auto stranger = test::unrelated_authority().issue({.common_name = "stranger", .client_auth = true});
-    auto settings = test::localhost_client();
-    settings.certificate_file = stranger.certificate_file;
-    settings.key_file = stranger.key_file;
-    const auto refused = meet(context, tls_role::server, settings);
+    const auto refused = meet(context, tls_role::server, test::localhost_client(stranger));
     CHECK(refused.error);
     CHECK(!refused.session);
     CHECK_THAT(refused.peer_error, test::contains("unknown ca"));
@@ -1108,10 +1102,7 @@ TEST_CASE("create_server_context: a client with a certificate of another CA is r
 TEST_CASE("create_server_context: without a client CA file no certificate is asked for")
 {
     auto context = us::create_server_context(localhost());
-    auto settings = test::localhost_client();
-    settings.certificate_file = test::client_certificate().certificate_file;
-    settings.key_file = test::client_certificate().key_file;
-    const auto met = meet(context, tls_role::server, settings);
+    const auto met = meet(context, tls_role::server, test::localhost_client(test::client_certificate()));
     REQUIRE(met.session);
     CHECK(!met.session->peer_certificate);
 }
@@ -1142,10 +1133,7 @@ TEST_CASE("crl_file, client_crl_file: who has a certificate that was revoked is 
     options.client_crl_data = data;
     options.require_client_certificate = GENERATE(true, false);
     auto context = us::create_server_context(options);
-    auto settings = test::localhost_client();
-    settings.certificate_file = test::client_certificate().certificate_file;
-    settings.key_file = test::client_certificate().key_file;
-    const auto met = meet(context, tls_role::server, settings);
+    const auto met = meet(context, tls_role::server, test::localhost_client(test::client_certificate()));
     CHECK(bool(met.session) != is_revoked);
     CHECK_THAT(met.peer_error, told);
 }
@@ -1371,10 +1359,7 @@ TEST_CASE("contexts: certificates, keys and authorities may be given as text in 
     const std::string key = slurp(issued.key_file);
     auto server = us::create_server_context(
         {.identity = {.certificate_chain_data = chain, .private_key_data = key}, .client_ca_data = trusted});
-    auto settings = test::localhost_client();
-    settings.certificate_file = test::client_certificate().certificate_file;
-    settings.key_file = test::client_certificate().key_file;
-    const auto met = meet(server, tls_role::server, settings);
+    const auto met = meet(server, tls_role::server, test::localhost_client(test::client_certificate()));
     CHECK(met.peer_error == "");
     REQUIRE(met.session);
     CHECK(met.session->peer_certificate->subject() == "CN=test client");

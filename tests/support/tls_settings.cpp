@@ -45,6 +45,14 @@ tls_settings localhost_client()
     return settings;
 }
 
+tls_settings localhost_client(const issued& own)
+{
+    tls_settings settings = localhost_client();
+    settings.certificate_file = own.certificate_file;
+    settings.key_file = own.key_file;
+    return settings;
+}
+
 context_ptr make_context(const tls_settings& settings, bool is_server)
 {
     context_ptr context(

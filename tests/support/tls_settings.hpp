@@ -13,6 +13,8 @@
 namespace test
 {
 
+struct issued;
+
 /// Given all that a peer has to say before it listens for the first time, and what sends bytes. Must not throw.
 using flight_sender = std::function<void(std::string_view flight, const std::function<void(std::string_view)>& send)>;
 
@@ -37,6 +39,9 @@ tls_settings localhost_server();
 
 /// A client that verifies against `authority()` and the name "localhost".
 tls_settings localhost_client();
+
+/// The same with a certificate, for a server that asks for one.
+tls_settings localhost_client(const issued& own);
 
 using context_ptr = openssl_ptr<SSL_CTX, SSL_CTX_free>;
 
