@@ -269,7 +269,8 @@ void raw_peer::start_tls(const tls_settings& settings, bool is_server)
     if (!settings.server_name.empty())
     {
         openssl_check(SSL_set_tlsext_host_name(ssl_.get(), settings.server_name.c_str()), "server_name");
-        openssl_check(SSL_set1_host(ssl_.get(), settings.server_name.c_str()), "server_name");
+        X509_VERIFY_PARAM* const expected = SSL_get0_param(ssl_.get());
+        openssl_check(X509_VERIFY_PARAM_set1_host(expected, settings.server_name.c_str(), 0), "server_name");
     }
     tls_check(SSL_connect(ssl_.get()), "tls_connect");
 }
