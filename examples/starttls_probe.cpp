@@ -12,6 +12,7 @@
 #include <upgradeable_streams/starttls/ldap.hpp>
 #include <upgradeable_streams/starttls/lmtp.hpp>
 #include <upgradeable_streams/starttls/mysql.hpp>
+#include <upgradeable_streams/starttls/nbd.hpp>
 #include <upgradeable_streams/starttls/nntp.hpp>
 #include <upgradeable_streams/starttls/pop3.hpp>
 #include <upgradeable_streams/starttls/postgres.hpp>
@@ -51,7 +52,7 @@ constexpr std::string_view usage =
     "Tells what a server negotiates after STARTTLS and whether its certificate verifies. The exit status is 0 if so,\n"
     "1 if a target fails, and 2 if the arguments are wrong or the output cannot be written.\n"
     "PROTOCOL is smtp, submission, lmtp, imap, pop3, sieve, nntp, ftp, irc, xmpp, xmpp-server, ldap, postgres, mysql,\n"
-    "or http-connect, where HOST is the proxy.\n"
+    "nbd, or http-connect, where HOST is the proxy.\n"
     "  --ca FILE        trust the certificates of this PEM file, in place of the system's\n"
     "  --name NAME      what the certificate must be for (HOST); of xmpp also the domain to ask for\n"
     "  --tlsa RECORD    know the server by this TLSA record (DANE), as \"3 1 1 0b9f...\"; may be given several times\n"
@@ -98,6 +99,7 @@ constexpr std::array protocols = {
     protocol{"ldap", "389", us::starttls::ldap},
     protocol{"postgres", "5432", us::starttls::postgres},
     protocol{"mysql", "3306", mysql},
+    protocol{"nbd", "10809", us::starttls::nbd},
     protocol{"http-connect", "3128", nullptr},
 };
 

@@ -15,6 +15,7 @@
 #include <upgradeable_streams/starttls/ldap.hpp>
 #include <upgradeable_streams/starttls/lmtp.hpp>
 #include <upgradeable_streams/starttls/mysql.hpp>
+#include <upgradeable_streams/starttls/nbd.hpp>
 #include <upgradeable_streams/starttls/nntp.hpp>
 #include <upgradeable_streams/starttls/pop3.hpp>
 #include <upgradeable_streams/starttls/postgres.hpp>
@@ -94,6 +95,7 @@ const std::vector<protocol>& protocols()
         {us::starttls::xmpp_server, {xmpp_header(" xmlns='jabber:server' from='me'"), xmpp_request}},
         {http_connect, {"CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n"
                         "Proxy-Authorization: Basic YTo=\r\n\r\n"}},
+        {us::starttls::nbd, {std::string(4, '\0'), std::string("IHAVEOPT\0\0\0\5\0\0\0\0", 16)}},
     };
     return all;
 }
@@ -211,6 +213,14 @@ std::string without_pongs(std::string_view bytes)
     return rest += bytes;
 }
 
+/// What a client of NBD says, but for the flags that it shares with its server.
+std::string without_flags(std::string bytes)
+{
+    if (bytes.size() >= 4)
+        bytes[3] &= ~3;
+    return bytes;
+}
+
 /// Whether bytes are whole TLS records.
 bool are_records(std::string_view bytes)
 {
@@ -227,7 +237,9 @@ bool are_records(std::string_view bytes)
 void check_sent(std::size_t index, starttls_policy policy, std::string_view bytes)
 {
     const protocol& spoken = protocols()[index];
-    const std::string own = spoken.talk == us::starttls::irc ? without_pongs(bytes) : std::string(bytes);
+    const std::string own = spoken.talk == us::starttls::irc   ? without_pongs(bytes)
+                            : spoken.talk == us::starttls::nbd ? without_flags(std::string(bytes))
+                                                               : std::string(bytes);
     std::string_view rest = own;
     for (const std::string& request : spoken.asks)
     {

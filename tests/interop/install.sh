@@ -33,5 +33,6 @@ chmod 644 "$INNCONF"
 
 apt-get install -y --no-install-recommends -o Dpkg::Options::=--force-confold postfix dovecot-imapd dovecot-pop3d \
     dovecot-managesieved dovecot-lmtpd dovecot-submissiond inn2 vsftpd inspircd prosody slapd postgresql mariadb-server \
-    squid tinyproxy openssl python3 gnutls-bin curl swaks libnet-ssleay-perl ldap-utils postgresql-client
+    nbdkit squid tinyproxy openssl python3 gnutls-bin curl swaks libnet-ssleay-perl ldap-utils \
+    postgresql-client libnbd-bin qemu-utils
 rm "$INNCONF"

@@ -64,7 +64,7 @@ std::string tlsa_record_by_openssl(const test::issued& identity)
 TEST_CASE("starttls_probe: a server of each protocol is verified, and what was negotiated is told")
 {
     for (const std::string protocol : {"smtp", "submission", "lmtp", "imap", "pop3", "sieve", "nntp", "ftp", "irc",
-                                       "xmpp", "xmpp-server", "ldap", "postgres"})
+                                       "xmpp", "xmpp-server", "ldap", "postgres", "nbd"})
     {
         const auto [status, output, errors] =
             run_probe(protocol == "submission" ? "smtp" : protocol,

@@ -6,6 +6,7 @@
 #include <upgradeable_streams/starttls/imap.hpp>
 #include <upgradeable_streams/starttls/irc.hpp>
 #include <upgradeable_streams/starttls/ldap.hpp>
+#include <upgradeable_streams/starttls/nbd.hpp>
 #include <upgradeable_streams/starttls/nntp.hpp>
 #include <upgradeable_streams/starttls/pop3.hpp>
 #include <upgradeable_streams/starttls/postgres.hpp>
@@ -252,6 +253,52 @@ awaitable<void> serve_postgres(us::stream_reader reader, us::stream_writer write
     }
 }
 
+/// An export of 1 MiB, of which nothing is read.
+awaitable<void> serve_nbd(us::stream_reader reader, us::stream_writer writer)
+{
+    using namespace std::string_literals;
+    writer.write("NBDMAGICIHAVEOPT\0\3"s);
+    const std::string flags = co_await reader.readexactly(4);
+    for (;;)
+    {
+        std::string option = co_await reader.readexactly(16);
+        const std::string number = option.substr(8, 4);
+        option += co_await reader.readexactly(static_cast<unsigned char>(option[14]) << 8 |
+                                              static_cast<unsigned char>(option[15]));
+        if (starttls::is_nbd_request(option))
+        {
+            std::tie(reader, writer) = co_await starttls::answer_nbd(reader, writer, option);
+            continue;
+        }
+        const auto reply = [&](const std::string& type, const std::string& data)
+        {
+            writer.write("\0\3\xe8\x89\x04\x55\x65\xa9"s + number + type + "\0\0\0"s + static_cast<char>(data.size()) +
+                         data);
+        };
+        const std::string ack = "\0\0\0\1"s;
+        const bool goes = number == "\0\0\0\7"s;
+        if (!reader.is_tls())
+            reply("\x80\0\0\5"s, "");
+        else if (goes || number == "\0\0\0\6"s)
+        {
+            reply("\0\0\0\3"s, "\0\0\0\0\0\0\0\x10\0\0\0\1"s);
+            reply(ack, "");
+        }
+        else if (number == "\0\0\0\2"s) // NBD_OPT_ABORT
+        {
+            reply(ack, "");
+            co_return;
+        }
+        else
+            reply("\x80\0\0\1"s, "");
+        if (goes)
+        {
+            co_await reader.read(); // NBD_CMD_DISC
+            co_return;
+        }
+    }
+}
+
 } // namespace
 
 awaitable<void> serve_protocol(std::string_view name, us::stream_reader reader, us::stream_writer writer)
@@ -276,6 +323,8 @@ awaitable<void> serve_protocol(std::string_view name, us::stream_reader reader, 
         return serve_ldap(std::move(reader), std::move(writer));
     if (name == "postgres")
         return serve_postgres(std::move(reader), std::move(writer));
+    if (name == "nbd")
+        return serve_nbd(std::move(reader), std::move(writer));
     throw failure("there is no server of " + std::string(name));
 }
 

@@ -5,7 +5,9 @@
 #include "support/certificates.hpp"
 #include "support/process.hpp"
 #include "support/served_client.hpp"
+#include "support/temporary_directory.hpp"
 
+#include <filesystem>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -131,6 +133,37 @@ TEST_CASE("real clients: psql with sslmode=verify-full")
                                     "-c",
                                     "\\echo over TLSv1.3"};
                  });
+}
+
+TEST_CASE("real clients: nbdinfo and qemu-img")
+{
+    const test::temporary_directory directory;
+    const auto check = [&](const std::string& proof, const auto& make_command)
+    {
+        check_client("nbd", proof,
+                     [&](const std::string& port, const std::string& ca_file)
+                     {
+                         std::filesystem::copy_file(ca_file, directory.file("ca-cert.pem"),
+                                                    std::filesystem::copy_options::overwrite_existing);
+                         return make_command(port);
+                     });
+    };
+    if (!test::is_missing("nbdinfo", {"nbdinfo", "--version"}))
+        check("export-size: 1048576",
+              [&](const std::string& port)
+              {
+                  return command{"nbdinfo", "--no-content",
+                                 "nbds://localhost:" + port + "/?tls-certificates=" + directory.path()};
+              });
+    if (!test::is_missing("qemu-img", {"qemu-img", "--version"}))
+        check("virtual size: 1 MiB",
+              [&](const std::string& port)
+              {
+                  return command{"qemu-img", "info", "--object",
+                                 "tls-creds-x509,id=tls,endpoint=client,verify-peer=yes,dir=" + directory.path(),
+                                 "--image-opts",
+                                 "driver=nbd,host=127.0.0.1,tls-creds=tls,tls-hostname=localhost,port=" + port};
+              });
 }
 
 TEST_CASE("real clients: Python's smtplib, imaplib, poplib and ftplib")

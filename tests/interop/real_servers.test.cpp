@@ -16,6 +16,7 @@
 #include <upgradeable_streams/starttls/ldap.hpp>
 #include <upgradeable_streams/starttls/lmtp.hpp>
 #include <upgradeable_streams/starttls/mysql.hpp>
+#include <upgradeable_streams/starttls/nbd.hpp>
 #include <upgradeable_streams/starttls/nntp.hpp>
 #include <upgradeable_streams/starttls/pop3.hpp>
 #include <upgradeable_streams/starttls/postgres.hpp>
@@ -241,6 +242,13 @@ TEST_CASE("real servers: PostgreSQL")
 TEST_CASE("real servers: MariaDB")
 {
     check_server("mariadb", {{"mysql", log_in_by_mysql, "", "\x0b\0\0\0\3SELECT 6*7"sv, "\2" "42"sv}});
+}
+
+TEST_CASE("real servers: nbdkit and qemu-nbd")
+{
+    for (const std::string script : {"nbdkit", "qemu-nbd"})
+        check_server(script, {{"nbd", starttls::nbd, "", "IHAVEOPT\0\0\0\3\0\0\0\0"sv,
+                               "\0\3\xe8\x89\x04\x55\x65\xa9\0\0\0\3\0\0\0\1\0\0\0\0"sv}});
 }
 
 TEST_CASE("real servers: squid")

@@ -9,6 +9,7 @@
 #include <upgradeable_streams/starttls/ldap.hpp>
 #include <upgradeable_streams/starttls/lmtp.hpp>
 #include <upgradeable_streams/starttls/mysql.hpp>
+#include <upgradeable_streams/starttls/nbd.hpp>
 #include <upgradeable_streams/starttls/nntp.hpp>
 #include <upgradeable_streams/starttls/pop3.hpp>
 #include <upgradeable_streams/starttls/postgres.hpp>
@@ -258,6 +259,45 @@ conversation of_mysql()
             .endless = std::string("\0\0\x01\0\x0a", 5)};
 }
 
+const std::string nbd_request("IHAVEOPT\0\0\0\5\0\0\0\0", 16);
+
+std::string nbd_greeting(char flags)
+{
+    return std::string("NBDMAGICIHAVEOPT\0", 17) + flags;
+}
+
+/// Of a server to NBD_OPT_STARTTLS.
+std::string nbd_reply(const std::string& type, const std::string& words)
+{
+    return std::string("\0\x03\xe8\x89\x04\x55\x65\xa9\0\0\0\5", 12) + type + std::string("\0\0\0", 3) +
+           static_cast<char>(words.size()) + words;
+}
+
+const std::string nbd_ack = nbd_reply(std::string("\0\0\0\1", 4), "");
+
+std::string nbd_error(char type, const std::string& words)
+{
+    return nbd_reply(std::string("\x80\0\0", 3) + type, words);
+}
+
+conversation of_nbd()
+{
+    const step options = hear(std::string("\0\0\0\3", 4) + nbd_request);
+    return {.name = "nbd",
+            .client = us::starttls::nbd,
+            .steps = {say(nbd_greeting(3)), options, say(nbd_ack), begin_tls()},
+            .greeting = nbd_greeting(3),
+            .never = {{say(nbd_greeting(3)), hear(std::string("\0\0\0\3", 4))}},
+            .not_offered = {{say(nbd_greeting(3)), options, say(nbd_error(2, "not today"))}},
+            .refusals = {{0, nbd_greeting(2), errc::tls_not_offered},
+                         {0, std::string("NBDMAGIC\0\0\x42\2\x81\x86\x12\x53\0\0", 18), errc::reply_malformed},
+                         {1, nbd_error(1, ""), errc::tls_not_offered},
+                         {1, nbd_error(4, ""), errc::tls_not_offered},
+                         {1, nbd_error(3, "what?"), errc::request_refused},
+                         {1, nbd_error(7, "going down"), errc::request_refused}},
+            .endless = nbd_greeting(3) + nbd_error(3, "").substr(0, 17) + "\x7f"};
+}
+
 conversation of_xmpp(std::string name, negotiator client, const std::string& attributes)
 {
     const std::string tls = " xmlns='urn:ietf:params:xml:ns:xmpp-tls'";
@@ -327,6 +367,7 @@ const std::vector<conversation>& conversations()
         of_irc(),
         of_postgres(),
         of_mysql(),
+        of_nbd(),
         of_ldap(),
         of_xmpp("xmpp", us::starttls::xmpp, " xmlns='jabber:client' to='localhost'"),
         of_xmpp("xmpp_server", us::starttls::xmpp_server, " xmlns='jabber:server' from='us.example' to='localhost'"),
@@ -418,6 +459,16 @@ const std::vector<answering>& answerings()
          .encrypted = "N",
          .others = {"", postgres_request.substr(0, 7), postgres_request + "x",
                     std::string("\0\0\0\x08\x04\xd2\x16\x30", 8)}},
+        {.name = "nbd",
+         .is_request = us::starttls::is_nbd_request,
+         .answer = us::starttls::answer_nbd,
+         .request = nbd_request,
+         .granted = nbd_ack,
+         .unavailable = nbd_error(2, "TLS is not available"),
+         .encrypted = nbd_error(3, "TLS is active"),
+         .refusals = {{nbd_request.substr(0, 15) + "\1x", nbd_error(3, "NBD_OPT_STARTTLS has no data")}},
+         .others = {"", nbd_request.substr(0, 12), nbd_request.substr(0, 15), nbd_request + "x",
+                    nbd_request.substr(0, 15) + "\2x", std::string("IHAVEOPT\0\0\0\6\0\0\0\0", 16)}},
         {.name = "ldap",
          .is_request = us::starttls::is_ldap_request,
          .answer = us::starttls::answer_ldap,

@@ -34,6 +34,12 @@ inline std::string to_little_endian(std::uint32_t number, std::size_t size)
     return bytes;
 }
 
+inline std::string to_big_endian(std::uint32_t number, std::size_t size)
+{
+    const std::string bytes = to_little_endian(number, size);
+    return std::string(bytes.rbegin(), bytes.rend());
+}
+
 } // namespace upgradeable_streams::detail
 
 #endif
