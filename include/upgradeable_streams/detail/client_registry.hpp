@@ -29,7 +29,8 @@ class client_registry
     };
 
 public:
-    /// `left` is called when a connection has gone, on whatever thread; what it throws is dropped.
+    /// `left` is called when a connection has gone, if that was asked for, on whatever thread; what it throws is
+    /// dropped.
     client_registry(std::size_t most, std::function<void()> left) : most_(most), left_(std::move(left)) {}
 
     /// A connection among these, for as long as this lives.
@@ -72,16 +73,22 @@ public:
         std::list<client>::iterator self_;
     };
 
-    bool has_room() const
+    /// If there is none, asks to be told of the next that goes.
+    bool has_room()
     {
-        const std::lock_guard lock(mutex_);
-        return clients_.size() < most_;
+        return ask_unless([this] { return clients_.size() < most_; });
     }
 
-    bool empty() const
+    /// If it is not, asks to be told of the next that goes.
+    bool empty()
     {
-        const std::lock_guard lock(mutex_);
-        return clients_.empty();
+        return ask_unless([this] { return clients_.empty(); });
+    }
+
+    /// Asks to be told of the next that goes.
+    void ask()
+    {
+        ask_unless([] { return false; });
     }
 
     /// Takes no more. Returns: whether it did until now.
@@ -108,6 +115,15 @@ public:
     }
 
 private:
+    template <typename Condition>
+    bool ask_unless(Condition holds)
+    {
+        const std::lock_guard lock(mutex_);
+        const bool answer = holds();
+        is_asked_ = is_asked_ || !answer;
+        return answer;
+    }
+
     std::vector<std::shared_ptr<connection>> open_connections()
     {
         std::vector<std::shared_ptr<connection>> open;
@@ -123,13 +139,16 @@ private:
 
     void remove(std::list<client>::iterator which) noexcept
     {
+        bool is_asked = false;
         {
             const std::lock_guard lock(mutex_);
             clients_.erase(which);
+            is_asked = std::exchange(is_asked_, false);
         }
         try
         {
-            left_();
+            if (is_asked)
+                left_();
         }
         catch (...)
         {
@@ -141,6 +160,7 @@ private:
     mutable std::mutex mutex_;
     std::list<client> clients_;
     bool closed_ = false;
+    bool is_asked_ = false;
 };
 
 } // namespace upgradeable_streams::detail

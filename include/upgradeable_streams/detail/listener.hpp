@@ -9,6 +9,8 @@
 #include <upgradeable_streams/detail/first_bytes.hpp>
 #include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
+#include <upgradeable_streams/detail/strand.hpp>
+#include <upgradeable_streams/detail/strand_executor.hpp>
 #include <upgradeable_streams/detail/stream_connection.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/detail/wait.hpp>
@@ -29,7 +31,6 @@
 #include <asio/redirect_error.hpp>
 #include <asio/ssl/context.hpp>
 #include <asio/steady_timer.hpp>
-#include <asio/strand.hpp>
 #include <asio/use_awaitable.hpp>
 
 #include <chrono>
@@ -68,8 +69,9 @@ class listener : public std::enable_shared_from_this<listener>
 {
 public:
     listener(asio::any_io_executor executor, listener_settings settings)
-        : executor_(executor), strand_(asio::make_strand(executor)), settings_(std::move(settings)),
-          bound_(strand_, settings_.listening), changed_(strand_, asio::steady_timer::time_point::max()),
+        : executor_(executor), strand_(executor_of_strand(executor, std::make_shared<strand>(executor))),
+          settings_(std::move(settings)), bound_(strand_, settings_.listening),
+          changed_(strand_, asio::steady_timer::time_point::max()),
           clients_(settings_.max_connections, [this] { notify(); })
     {
     }
@@ -166,7 +168,7 @@ inline void listener::set_ssl_context(asio::ssl::context& ssl)
     swapped_context_.swap(changed.context);
 }
 
-/// Called when a connection has gone.
+/// Called when a connection has gone that somebody waits for.
 inline void listener::notify()
 {
     asio::post(strand_,
@@ -262,6 +264,7 @@ inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> sel
             if (self->clients_.is_closed())
                 co_return;
             bound.pause.expires_after(accept_retry_delay);
+            self->clients_.ask(); // who goes leaves a descriptor
             co_await bound.pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
         }
     }
