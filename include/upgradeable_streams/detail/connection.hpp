@@ -260,17 +260,24 @@ inline asio::awaitable<void> connection::finish_writing()
     changed_->cancel();
 }
 
-/// Whether `finish` is to follow.
+/// Closes at once where nothing is left to do. Returns: whether `finish` is to follow.
 inline bool connection::begin_to_close()
 {
     if (closing_)
         return false;
     if (const auto inner = inner_.lock(); inner && !inner->is_closed())
+    {
         inner->close();
-    else if (changing_ || lost_)
-        abort();
-    else
-        return closing_ = true;
+        return false;
+    }
+    if (!changing_ && !lost_)
+    {
+        closing_ = true;
+        send();
+        if (!lost_ && (reading_ || ending_ || queued() > 0 || !ends_with_socket()))
+            return true;
+    }
+    abort();
     return false;
 }
 

@@ -213,6 +213,13 @@ private:
         return is_tls() ? 0 : stream_.lowest_layer().available(ignored);
     }
 
+    bool ends_with_socket() override
+    {
+        if constexpr (requires { stream_.next_layer().close_outer(); })
+            return false;
+        return !is_tls() && unread() == 0;
+    }
+
     void close_socket() override
     {
         stream_.state_->close();
