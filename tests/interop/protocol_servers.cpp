@@ -2,6 +2,7 @@
 
 #include "support/failure.hpp"
 
+#include <upgradeable_streams/detail/byte_order.hpp>
 #include <upgradeable_streams/starttls/ftp.hpp>
 #include <upgradeable_streams/starttls/imap.hpp>
 #include <upgradeable_streams/starttls/irc.hpp>
@@ -253,49 +254,48 @@ awaitable<void> serve_postgres(us::stream_reader reader, us::stream_writer write
     }
 }
 
-/// An export of 1 MiB, of which nothing is read.
+/// An export of 1 MiB, of which nothing is read, over TLS alone.
 awaitable<void> serve_nbd(us::stream_reader reader, us::stream_writer writer)
 {
     using namespace std::string_literals;
     writer.write("NBDMAGICIHAVEOPT\0\3"s);
     const std::string flags = co_await reader.readexactly(4);
+    if (flags != "\0\0\0\3"s)
+        throw failure("a client of another style");
     for (;;)
     {
         std::string option = co_await reader.readexactly(16);
         const std::string number = option.substr(8, 4);
-        option += co_await reader.readexactly(static_cast<unsigned char>(option[14]) << 8 |
-                                              static_cast<unsigned char>(option[15]));
-        if (starttls::is_nbd_request(option))
-        {
-            std::tie(reader, writer) = co_await starttls::answer_nbd(reader, writer, option);
-            continue;
-        }
+        option += co_await reader.readexactly(us::detail::parse_big_endian(std::string_view(option).substr(12)));
         const auto reply = [&](const std::string& type, const std::string& data)
         {
             writer.write("\0\3\xe8\x89\x04\x55\x65\xa9"s + number + type + "\0\0\0"s + static_cast<char>(data.size()) +
                          data);
         };
         const std::string ack = "\0\0\0\1"s;
-        const bool goes = number == "\0\0\0\7"s;
-        if (!reader.is_tls())
-            reply("\x80\0\0\5"s, "");
-        else if (goes || number == "\0\0\0\6"s)
-        {
-            reply("\0\0\0\3"s, "\0\0\0\0\0\0\0\x10\0\0\0\1"s);
-            reply(ack, "");
-        }
+        const bool is_go = number == "\0\0\0\7"s;
+        if (starttls::is_nbd_request(option))
+            std::tie(reader, writer) = co_await starttls::answer_nbd(reader, writer, option);
+        else if (number == "\0\0\0\1"s) // NBD_OPT_EXPORT_NAME
+            co_return;
         else if (number == "\0\0\0\2"s) // NBD_OPT_ABORT
         {
             reply(ack, "");
             co_return;
         }
-        else
-            reply("\x80\0\0\1"s, "");
-        if (goes)
+        else if (!reader.is_tls())
+            reply("\x80\0\0\5"s, "");
+        else if (is_go || number == "\0\0\0\6"s) // NBD_OPT_INFO
         {
+            reply("\0\0\0\3"s, "\0\0\0\0\0\0\0\x10\0\0\0\1"s);
+            reply(ack, "");
+            if (!is_go)
+                continue;
             co_await reader.read(); // NBD_CMD_DISC
             co_return;
         }
+        else
+            reply("\x80\0\0\1"s, "");
     }
 }
 

@@ -102,6 +102,7 @@ private:
     bool start_session(any_socket socket);
     static asio::awaitable<void> accept_loop(std::shared_ptr<listener> self, bound_socket& bound);
     std::shared_ptr<connection> adopt(any_socket socket, const client_registry::entry& own);
+    asio::awaitable<void> begin(connection& c) const;
     static asio::awaitable<void> session(std::shared_ptr<listener> self, std::shared_ptr<connection> c,
                                          client_registry::entry own);
 
@@ -304,6 +305,18 @@ inline std::shared_ptr<connection> listener::adopt(any_socket socket, const clie
     return c;
 }
 
+/// What comes before the handler.
+inline asio::awaitable<void> listener::begin(connection& c) const
+{
+    bool is_tls = settings_.tls_at_once;
+    if (settings_.is_proxy && settings_.is_proxy(c.peername().value_or(socket_address())))
+        co_await read_proxy_header(c, c.settings().handshake_timeout);
+    if (settings_.detect_timeout)
+        is_tls = co_await detect_tls(c, *settings_.detect_timeout);
+    if (is_tls)
+        co_await c.upgrade(std::make_unique<upgrade_request>(c.settings(), tls_options{}, true));
+}
+
 inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, std::shared_ptr<connection> c,
                                                client_registry::entry own)
 {
@@ -311,13 +324,8 @@ inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, s
     try
     {
         const listener_settings& given = self->settings_;
-        bool is_tls = given.tls_at_once;
-        if (given.is_proxy && given.is_proxy(c->peername().value_or(socket_address())))
-            co_await read_proxy_header(*c, c->settings().handshake_timeout);
-        if (given.detect_timeout)
-            is_tls = co_await detect_tls(*c, *given.detect_timeout);
-        if (is_tls)
-            co_await c->upgrade(std::make_unique<upgrade_request>(c->settings(), tls_options{}, true));
+        if (given.tls_at_once || given.is_proxy || given.detect_timeout)
+            co_await self->begin(*c);
         c->set_operation_timeout(given.connection.operation_timeout);
         auto [reader, writer] = make_handles(c, c->epoch());
         co_await given.handler(std::move(reader), std::move(writer));

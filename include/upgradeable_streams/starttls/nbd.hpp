@@ -26,10 +26,13 @@ namespace starttls
 {
 
 /// Reads the server's handshake flags, sends the client's, asks for TLS as the first option and upgrades: another
-/// option is next.
+/// option is next. In plain text with a server without NBD_FLAG_FIXED_NEWSTYLE that is NBD_OPT_EXPORT_NAME and no
+/// other.
 ///
 /// NBD offers nothing beforehand but the means to ask: a server without NBD_FLAG_FIXED_NEWSTYLE, or that answers
-/// NBD_REP_ERR_UNSUP, _POLICY or _PLATFORM, does not offer TLS. Any other error is errc::request_refused.
+/// NBD_REP_ERR_UNSUP, _POLICY or _PLATFORM, does not offer TLS. Whatever the policy, any other error is
+/// errc::request_refused, and an oldstyle server errc::reply_malformed. The connection is then closed without
+/// NBD_OPT_ABORT.
 ///
 /// Returns: `greeting` is what the server sent first, 18 bytes, of which the last 2 are its flags. The client has those
 /// of NBD_FLAG_FIXED_NEWSTYLE and NBD_FLAG_NO_ZEROES that the server has. They came in plain text, where an attacker
@@ -43,9 +46,10 @@ bool is_nbd_request(std::string_view option);
 /// Answers NBD_OPT_STARTTLS with NBD_REP_ACK and upgrades, or says why not: NBD_REP_ERR_POLICY without a context,
 /// _INVALID in TLS and for data.
 ///
-/// What the client negotiated before is to be forgotten (CVE-2021-3716). A server that demands TLS answers other
-/// options with NBD_REP_ERR_TLS_REQD until then, and one whose client lacks NBD_FLAG_C_FIXED_NEWSTYLE does not grant
-/// TLS.
+/// What the client's options did before (structured replies, metadata contexts) is to be forgotten (CVE-2021-3716); its
+/// flags stay, and without NBD_FLAG_C_FIXED_NEWSTYLE the caller answers with an error of its own. A server that demands
+/// TLS closes the connection at NBD_OPT_EXPORT_NAME, which no error can answer, answers NBD_OPT_ABORT as ever, and
+/// other options with NBD_REP_ERR_TLS_REQD.
 asio::awaitable<stream_pair> answer_nbd(const stream_reader& reader, const stream_writer& writer,
                                         std::string_view option, const tls_options& options = {});
 
@@ -54,10 +58,10 @@ asio::awaitable<stream_pair> answer_nbd(const stream_reader& reader, const strea
 namespace detail
 {
 
-inline constexpr std::string_view nbd_greeting = "NBDMAGICIHAVEOPT";
+inline constexpr std::string_view nbd_magic = "NBDMAGICIHAVEOPT";
 inline constexpr char nbd_fixed_newstyle = 1;
 inline constexpr char nbd_no_zeroes = 2;
-inline constexpr std::string_view nbd_start_tls("IHAVEOPT\0\0\0\5", 12);
+inline constexpr std::string_view nbd_start_tls("IHAVEOPT\0\0\0\5\0\0\0\0", 16);
 inline constexpr std::string_view nbd_start_tls_reply("\0\3\xe8\x89\x04\x55\x65\xa9\0\0\0\5", 12);
 
 enum class nbd_reply : std::uint32_t
@@ -72,8 +76,8 @@ enum class nbd_reply : std::uint32_t
 inline asio::awaitable<std::vector<std::string>> talk_nbd(starttls_dialogue& dialogue)
 {
     std::vector<std::string> none;
-    dialogue.greeting = co_await dialogue.read(nbd_greeting.size() + 2);
-    if (!dialogue.greeting.starts_with(nbd_greeting))
+    dialogue.greeting = co_await dialogue.read(nbd_magic.size() + 2);
+    if (!dialogue.greeting.starts_with(nbd_magic))
         dialogue.fail(errc::reply_malformed);
     const char flags = static_cast<char>(dialogue.greeting.back() & (nbd_fixed_newstyle | nbd_no_zeroes));
     const std::string own_flags = {0, 0, 0, flags};
@@ -82,7 +86,7 @@ inline asio::awaitable<std::vector<std::string>> talk_nbd(starttls_dialogue& dia
         dialogue.writer().write(own_flags);
         co_return none;
     }
-    dialogue.ask("NBD_OPT_STARTTLS", own_flags + std::string(nbd_start_tls) + std::string(4, '\0'));
+    dialogue.ask("NBD_OPT_STARTTLS", own_flags + std::string(nbd_start_tls));
 
     const std::string header = co_await dialogue.read(nbd_start_tls_reply.size() + 8);
     const std::string_view type_and_size = std::string_view(header).substr(nbd_start_tls_reply.size());
@@ -125,9 +129,10 @@ inline asio::awaitable<negotiated> nbd(const stream_reader& reader, const stream
 
 inline bool is_nbd_request(std::string_view option)
 {
-    constexpr std::size_t header_size = detail::nbd_start_tls.size() + 4;
-    return option.starts_with(detail::nbd_start_tls) && option.size() >= header_size &&
-           detail::parse_big_endian(option.substr(detail::nbd_start_tls.size(), 4)) == option.size() - header_size;
+    constexpr std::size_t before_size = detail::nbd_start_tls.size() - 4;
+    return option.size() >= detail::nbd_start_tls.size() &&
+           option.starts_with(detail::nbd_start_tls.substr(0, before_size)) &&
+           detail::parse_big_endian(option.substr(before_size, 4)) == option.size() - detail::nbd_start_tls.size();
 }
 
 inline asio::awaitable<stream_pair> answer_nbd(const stream_reader& reader, const stream_writer& writer,
@@ -135,7 +140,7 @@ inline asio::awaitable<stream_pair> answer_nbd(const stream_reader& reader, cons
 {
     using namespace detail;
     require_request(is_nbd_request(option), "answer_nbd", "NBD_OPT_STARTTLS");
-    if (option.size() > nbd_start_tls.size() + 4)
+    if (option != nbd_start_tls)
         return refuse_starttls(reader, writer, make_nbd_reply(nbd_reply::invalid, "NBD_OPT_STARTTLS has no data"));
     const std::string granted = make_nbd_reply(nbd_reply::ack, "");
     const std::string unavailable = make_nbd_reply(nbd_reply::policy, "TLS is not available");

@@ -74,9 +74,9 @@ struct negotiated
     /// before TLS is forgotten (RFC 3207 section 4.2).
     std::vector<std::string> capabilities;
 
-    /// Of mysql: the server's first packet, without which there is no login. Of nbd: its flags. Of imap: the line of a
-    /// server that says PREAUTH. These came in plain text. Of xmpp and xmpp_server: the tag that opened the stream
-    /// which is open now.
+    /// Of mysql: the server's first packet, without which there is no login. Of nbd: what it sent first, which ends in
+    /// its flags. Of imap: the line of a server that says PREAUTH. These came in plain text. Of xmpp and xmpp_server:
+    /// the tag that opened the stream which is open now.
     std::string greeting;
 };
 
