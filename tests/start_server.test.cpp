@@ -1,3 +1,4 @@
+#include <upgradeable_streams/detail/client_registry.hpp>
 #include <upgradeable_streams/start_server.hpp>
 
 #include "support/catch.hpp"
@@ -49,6 +50,7 @@
 #include <iostream>
 #include <iterator>
 #include <memory>
+#include <new>
 #include <optional>
 #include <set>
 #include <sstream>
@@ -1292,6 +1294,29 @@ TEST_CASE("start_server: max_connections are served at once, the next waits unti
             CHECK(line == "third\n");
             CHECK(handlers == 3);
         });
+}
+
+TEST_CASE("start_server: of a connection that goes are told those that asked, and of the next if that failed")
+{
+    int told = 0;
+    const auto tell = [&]
+    {
+        if (++told == 1)
+            throw std::bad_alloc();
+    };
+    const auto registry = std::make_shared<us::detail::client_registry>(2, tell);
+    std::vector<us::detail::client_registry::entry> entries;
+    for (int i = 0; i < 2; ++i)
+        entries.emplace_back(registry);
+    CHECK(!registry->has_room());
+    entries.pop_back();
+    CHECK(told == 1);
+    entries.pop_back();
+    CHECK(told == 2);
+    CHECK(registry->has_room());
+    entries.emplace_back(registry);
+    entries.pop_back();
+    CHECK(told == 2);
 }
 
 TEST_CASE("start_server: max_connections counts the connections of all addresses")

@@ -42,6 +42,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 namespace us = upgradeable_streams;
 using namespace std::chrono_literals;
@@ -871,6 +872,29 @@ TEST_CASE("close: sends what is queued, then FIN")
             const std::string received = co_await joined(run_in_thread([&] { return link.peer.recv_all(); }));
             CHECK((received == sent));
             co_await link.writer.wait_closed();
+        });
+}
+
+TEST_CASE("close: the peer is told of the end though another process has the socket too")
+{
+    const bool has_unread = GENERATE(false, true);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await link_over_socket();
+            const int other = ::dup(link.writer.get_extra_info<"socket">().value());
+            REQUIRE(other >= 0);
+            if (has_unread)
+                link.send("unread");
+            link.writer.write("bye\n");
+            co_await test::turns();
+            CHECK(link.writer.get_write_buffer_size() == 0);
+            link.writer.close();
+            const std::string received = co_await joined(run_in_thread([&] { return link.peer.recv_all(); }));
+            CHECK(received == "bye\n");
+            link.end();
+            co_await link.writer.wait_closed();
+            ::close(other);
         });
 }
 

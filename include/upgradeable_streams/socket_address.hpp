@@ -42,7 +42,7 @@ struct socket_address
             asio::ip::tcp::endpoint ip;
             ip.resize(endpoint.size());
             std::memcpy(ip.data(), endpoint.data(), endpoint.size());
-            host = to_string(ip.address());
+            host = text_of(ip.address());
             port = ip.port();
         }
         else if (family == AF_UNIX)
@@ -67,13 +67,12 @@ struct socket_address
 
 private:
     /// As inet_ntop, which in glibc prints IPv4 by printf: for two addresses a tenth of what a connection costs.
-    static std::string to_string(const asio::ip::address& address)
+    static std::string text_of(const asio::ip::address& address)
     {
         if (!address.is_v4())
             return address.to_string();
         const auto [a, b, c, d] = address.to_v4().to_bytes();
-        using std::to_string;
-        return to_string(a) + '.' + to_string(b) + '.' + to_string(c) + '.' + to_string(d);
+        return std::to_string(a) + '.' + std::to_string(b) + '.' + std::to_string(c) + '.' + std::to_string(d);
     }
 };
 

@@ -29,8 +29,8 @@ class client_registry
     };
 
 public:
-    /// `left` is called when a connection has gone, if that was asked for, on whatever thread; what it throws is
-    /// dropped.
+    /// `left` is called when a connection has gone, if that was asked for, on whatever thread; if it throws,
+    /// it is called for the next.
     client_registry(std::size_t most, std::function<void()> left) : most_(most), left_(std::move(left)) {}
 
     /// A connection among these, for as long as this lives.
@@ -152,6 +152,7 @@ private:
         }
         catch (...)
         {
+            ask();
         }
     }
 

@@ -271,12 +271,16 @@ inline bool connection::begin_to_close()
         return false;
     }
     if (!changing_ && !lost_)
-    {
-        closing_ = true;
-        send();
-        if (!lost_ && (reading_ || ending_ || queued() > 0 || !ends_with_socket()))
-            return true;
-    }
+        try
+        {
+            closing_ = true;
+            send();
+            if (!lost_ && (reading_ || ending_ || queued() > 0 || !end_at_once()))
+                return true;
+        }
+        catch (...)
+        {
+        }
     abort();
     return false;
 }

@@ -81,7 +81,7 @@ protected:
     virtual asio::awaitable<std::string> stop_tls() = 0; ///< Gives what is then to be read first.
     virtual asio::awaitable<void> shutdown(asio::socket_base::shutdown_type what, asio::error_code& error) = 0;
     virtual std::size_t unread() = 0; ///< Bytes that the operating system holds.
-    virtual bool ends_with_socket() = 0; ///< Whether closing the socket is all that is left to do.
+    virtual bool end_at_once() = 0;   ///< Tells the peer of the end if closing the socket is then all that is left.
     virtual void close_socket() = 0;
 };
 

@@ -6,7 +6,6 @@
 #include <asio/buffer.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstring>
 #include <memory>
@@ -16,11 +15,11 @@
 namespace upgradeable_streams::detail
 {
 
-/// A buffer that grows at its end and is read from its beginning; while it holds little it allocates nothing.
+/// A buffer that grows at its end and is read from its beginning.
 class read_buffer
 {
 public:
-    std::string_view filled() const { return {data() + begin_, end_ - begin_}; }
+    std::string_view filled() const { return {memory_.get() + begin_, end_ - begin_}; }
 
     void consume(std::size_t size)
     {
@@ -29,49 +28,44 @@ public:
             begin_ = end_ = 0;
     }
 
-    /// Gives back the memory that holds nothing.
-    void shrink()
+    /// Gives back memory in which there is nothing, unless it is as small as `kept`.
+    void shrink(std::size_t kept)
     {
-        if (filled().empty())
-            large_.reset();
+        if (!filled().empty() || capacity_ <= kept)
+            return;
+        memory_.reset();
+        capacity_ = 0;
     }
 
     /// Room for `size` bytes at the end, until the next call.
     asio::mutable_buffer prepare(std::size_t size)
     {
         const std::string_view kept = filled();
-        if (capacity() - end_ < size && kept.size() + size > capacity())
+        if (capacity_ - end_ < size && kept.size() + size > capacity_)
         {
             const std::size_t larger = std::max(2 * kept.size(), kept.size() + size);
             std::unique_ptr<char[]> next(new char[larger]);
             kept.copy(next.get(), kept.size());
-            large_ = std::move(next);
-            large_size_ = larger;
+            memory_ = std::move(next);
+            capacity_ = larger;
             end_ -= std::exchange(begin_, 0);
         }
-        else if (capacity() - end_ < size)
+        else if (capacity_ - end_ < size)
         {
-            std::memmove(data(), kept.data(), kept.size());
+            std::memmove(memory_.get(), kept.data(), kept.size());
             end_ -= std::exchange(begin_, 0);
         }
-        return {data() + end_, size};
+        return {memory_.get() + end_, size};
     }
 
     /// So much of what `prepare` gave was filled.
     void commit(std::size_t size) { end_ += size; }
 
-    static constexpr std::size_t small_size = 512;
-
 private:
-    char* data() { return large_ ? large_.get() : small_.data(); }
-    const char* data() const { return large_ ? large_.get() : small_.data(); }
-    std::size_t capacity() const { return large_ ? large_size_ : small_.size(); }
-
+    std::unique_ptr<char[]> memory_;
+    std::size_t capacity_ = 0;
     std::size_t begin_ = 0;
     std::size_t end_ = 0;
-    std::size_t large_size_ = 0;
-    std::unique_ptr<char[]> large_;
-    std::array<char, small_size> small_;
 };
 
 } // namespace upgradeable_streams::detail

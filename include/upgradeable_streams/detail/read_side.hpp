@@ -87,7 +87,7 @@ protected:
 
     asio::mutable_buffer room(bool is_socket)
     {
-        return buffer_.prepare(is_socket ? read_buffer::small_size : std::max(next_receive_, smallest_large_receive));
+        return buffer_.prepare(is_socket ? small_receive : std::max(next_receive_, smallest_large_receive));
     }
 
     /// Whether the end that was received is that of a broken connection: a socket tells its error once, to a write too.
@@ -101,6 +101,8 @@ protected:
     {
         buffer_.commit(asio::buffer_copy(buffer_.prepare(bytes.size()), asio::buffer(bytes)));
     }
+
+    static constexpr std::size_t small_receive = 512;
 
     bool closing_ = false;
     read_buffer buffer_;
@@ -117,7 +119,7 @@ private:
     void shrink();
     static asio::awaitable<read_result> cancelled_read();
 
-    std::size_t next_receive_ = read_buffer::small_size;
+    std::size_t next_receive_ = small_receive;
     second_look second_look_;
     bool amid_dropped_line_ = false;
     std::error_code read_error_;
@@ -199,7 +201,7 @@ inline bool read_side::receive_now()
     if (size == next_receive_)
         next_receive_ = std::min(8 * size, largest_receive);
     else if (size < next_receive_ / 8)
-        next_receive_ = std::max(next_receive_ / 8, read_buffer::small_size);
+        next_receive_ = std::max(next_receive_ / 8, small_receive);
     return size > 0 || eof_;
 }
 
@@ -262,8 +264,8 @@ inline void read_side::end_reading(const asio::error_code& told)
 /// Gives back the memory that an idle connection does not need.
 inline void read_side::shrink()
 {
-    buffer_.shrink();
-    queue_.shrink(read_buffer::small_size);
+    buffer_.shrink(is_tls() ? 0 : small_receive); // TLS receives elsewhere what it waits for
+    queue_.shrink(small_receive);
 }
 
 inline bool read_side::is_drained()

@@ -141,7 +141,7 @@ private:
         }
         if (tls)
             return {tls->core().received(error, size), 0};
-        is_dry_ = !error && size < read_buffer::small_size;
+        is_dry_ = !error && size < small_receive;
         return {error, size};
     }
 
@@ -213,11 +213,15 @@ private:
         return is_tls() ? 0 : stream_.lowest_layer().available(ignored);
     }
 
-    bool ends_with_socket() override
+    bool end_at_once() override
     {
         if constexpr (requires { stream_.next_layer().close_outer(); })
             return false;
-        return !is_tls() && unread() == 0;
+        if (is_tls() || unread() > 0)
+            return false;
+        asio::error_code ignored; // a close does not tell, while a child process has the socket too
+        stream_.lowest_layer().shutdown(asio::socket_base::shutdown_send, ignored);
+        return true;
     }
 
     void close_socket() override
