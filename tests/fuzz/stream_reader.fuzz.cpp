@@ -251,7 +251,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     }
     std::vector<std::string> chunks;
     while (!input.empty())
-        if (const auto bytes = input.bytes(1 + input.below(us::detail::read_buffer::small_size)); !bytes.empty())
+        if (const auto bytes = input.bytes(1 + input.below(512)); !bytes.empty())
             chunks.emplace_back(bytes);
 
     asio::io_context io;
