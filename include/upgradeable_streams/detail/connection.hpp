@@ -278,8 +278,13 @@ inline bool connection::begin_to_close()
             if (!lost_ && (reading_ || ending_ || queued() > 0 || !end_at_once()))
                 return true;
         }
+        catch (const std::system_error& error)
+        {
+            lose(error.code());
+        }
         catch (...)
         {
+            lose(asio::error::no_memory);
         }
     abort();
     return false;

@@ -20,6 +20,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <new>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -85,9 +86,15 @@ public:
 protected:
     using write_side::write_side;
 
+    /// Where a wait receives in plain text. Never throws, since Asio ends the program when an initiation does.
     asio::mutable_buffer room(bool is_socket)
+    try
     {
         return buffer_.prepare(is_socket ? small_receive : std::max(next_receive_, smallest_large_receive));
+    }
+    catch (const std::bad_alloc&)
+    {
+        return buffer_.prepare(small_receive);
     }
 
     /// Whether the end that was received is that of a broken connection: a socket tells its error once, to a write too.
@@ -116,7 +123,7 @@ private:
     static constexpr std::size_t largest_receive = 64 * 1024;
 
     void end_reading(const asio::error_code& told);
-    void shrink();
+    void settle_to_wait();
     static asio::awaitable<read_result> cancelled_read();
 
     std::size_t next_receive_ = small_receive;
@@ -214,7 +221,7 @@ inline asio::awaitable<read_result> read_side::wait_to_receive()
     send();
     if (second_look_.is_due())
         return wait_for_turn();
-    shrink();
+    settle_to_wait();
     return asio::async_initiate<const asio::use_awaitable_t<>, void(read_result)>(
         [this](read_handler::target_type target) { async_receive(read_handler(*this, std::move(target))); },
         asio::use_awaitable);
@@ -261,10 +268,13 @@ inline void read_side::end_reading(const asio::error_code& told)
     throw std::system_error(error);
 }
 
-/// Gives back the memory that an idle connection does not need.
-inline void read_side::shrink()
+/// Gives back the memory that an idle connection does not need, and takes what it does; TLS receives elsewhere what it
+/// waits for.
+inline void read_side::settle_to_wait()
 {
-    buffer_.shrink(is_tls() ? 0 : small_receive); // TLS receives elsewhere what it waits for
+    buffer_.shrink(is_tls() ? 0 : small_receive);
+    if (!is_tls())
+        buffer_.prepare(small_receive);
     queue_.shrink(small_receive);
 }
 

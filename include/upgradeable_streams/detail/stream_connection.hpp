@@ -5,7 +5,6 @@
 
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/connection_settings.hpp>
-#include <upgradeable_streams/detail/read_buffer.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/strand_executor.hpp>
 #include <upgradeable_streams/detail/tls_blocking.hpp>
