@@ -214,11 +214,12 @@ std::string without_pongs(std::string_view bytes)
 }
 
 /// What a client of NBD says, but for the flags that it shares with its server.
-std::string without_flags(std::string bytes)
+std::string without_flags(std::string_view bytes)
 {
-    if (bytes.size() >= 4)
-        bytes[3] &= ~3;
-    return bytes;
+    std::string rest(bytes);
+    if (rest.size() >= 4)
+        rest[3] &= ~3;
+    return rest;
 }
 
 /// Whether bytes are whole TLS records.
@@ -238,7 +239,7 @@ void check_sent(std::size_t index, starttls_policy policy, std::string_view byte
 {
     const protocol& spoken = protocols()[index];
     const std::string own = spoken.talk == us::starttls::irc   ? without_pongs(bytes)
-                            : spoken.talk == us::starttls::nbd ? without_flags(std::string(bytes))
+                            : spoken.talk == us::starttls::nbd ? without_flags(bytes)
                                                                : std::string(bytes);
     std::string_view rest = own;
     for (const std::string& request : spoken.asks)

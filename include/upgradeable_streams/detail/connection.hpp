@@ -23,6 +23,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <exception>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -33,6 +34,21 @@
 
 namespace upgradeable_streams::detail
 {
+
+/// What an exception tells; one without a code tells a want of memory.
+inline std::error_code code_of(const std::exception_ptr& error)
+try
+{
+    std::rethrow_exception(error);
+}
+catch (const std::system_error& e)
+{
+    return e.code();
+}
+catch (...)
+{
+    return asio::error::no_memory;
+}
 
 /// A connection whose kind of socket has been forgotten.
 ///
@@ -278,13 +294,9 @@ inline bool connection::begin_to_close()
             if (!lost_ && (reading_ || ending_ || queued() > 0 || !end_at_once()))
                 return true;
         }
-        catch (const std::system_error& error)
-        {
-            lose(error.code());
-        }
         catch (...)
         {
-            lose(asio::error::no_memory);
+            lose(code_of(std::current_exception()));
         }
     abort();
     return false;

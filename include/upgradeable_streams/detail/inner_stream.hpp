@@ -136,20 +136,6 @@ private:
             operation<Coroutine>{executor, std::move(coroutine)}, token, executor);
     }
 
-    static asio::error_code code_of(const std::exception_ptr& error)
-    try
-    {
-        std::rethrow_exception(error);
-    }
-    catch (const std::system_error& e)
-    {
-        return e.code();
-    }
-    catch (...)
-    {
-        return asio::error::no_memory;
-    }
-
     static asio::awaitable<void> close(std::shared_ptr<connection> outer)
     {
         outer->end_inner();
