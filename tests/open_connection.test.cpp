@@ -993,6 +993,40 @@ TEST_CASE("open_connection: adopts any stream over a socket, in plain text and T
         });
 }
 
+namespace
+{
+
+struct counting_socket : tcp::socket
+{
+    counting_socket(tcp::socket&& socket, int& reads) : tcp::socket(std::move(socket)), reads_(&reads) {}
+
+    template <typename Buffers, typename Token>
+    auto async_read_some(const Buffers& buffers, Token&& token)
+    {
+        ++*reads_;
+        return tcp::socket::async_read_some(buffers, std::forward<Token>(token));
+    }
+
+private:
+    int* reads_;
+};
+
+} // namespace
+
+TEST_CASE("open_connection: reads of a class derived from a socket go through that class")
+{
+    int reads = 0;
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            auto sockets = test::tcp_pair(co_await asio::this_coro::executor);
+            test::raw_peer peer(sockets.second.release());
+            auto pair = co_await us::open_connection(counting_socket(std::move(sockets.first), reads));
+            co_await check_lines(pair, peer);
+        });
+    CHECK(reads > 0);
+}
+
 TEST_CASE("open_connection: a socket that is not open, or options of connecting with one, are std::invalid_argument")
 {
     asio::io_context io;

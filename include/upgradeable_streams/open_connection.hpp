@@ -6,6 +6,7 @@
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/inner_stream.hpp>
 #include <upgradeable_streams/detail/server_identity.hpp>
+#include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/stream_connection.hpp>
 #include <upgradeable_streams/detail/tcp_connector.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
@@ -246,7 +247,7 @@ asio::awaitable<stream_pair> open_connection(Socket socket, const connection_opt
                                     not_connected.message());
     auto settings = detail::make_client_settings(options, {});
     const bool tls = options.ssl && !options.upgradeable;
-    if constexpr (std::is_convertible_v<Socket, any_socket>)
+    if constexpr (detail::is_socket<Socket> && std::is_convertible_v<Socket, any_socket>)
         return detail::pair_up<any_socket>(std::move(socket), std::move(settings), tls);
     else
         return detail::pair_up<Socket>(std::move(socket), std::move(settings), tls);

@@ -171,7 +171,8 @@ public:
     /// errc::connection_closed.
     ///
     /// Under TLS the peer is not told, and sees that it was cut off. In plain text it sees an end like any other,
-    /// unless SO_LINGER with a time of 0 was set on `get_extra_info<"socket">()`.
+    /// unless SO_LINGER with a time of 0 was set on `get_extra_info<"socket">()`. Neither happens before a child
+    /// process that has the socket too has closed it.
     void abort()
     {
         handle_->check_epoch();

@@ -245,7 +245,7 @@ inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> sel
         asio::error_code error;
         if (!self->clients_.has_room())
         {
-            bound.pause.expires_at(asio::steady_timer::time_point::max());
+            bound.pause.expires_after(accept_retry_delay); // who goes may have no memory to tell
             co_await bound.pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
             continue;
         }
