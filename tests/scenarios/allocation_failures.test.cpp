@@ -4,6 +4,7 @@
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
 #include "support/descriptors.hpp"
+#include "support/stream_links.hpp"
 #include "support/upgrade_rig.hpp"
 
 #include <upgradeable_streams/separate_compilation.hpp>
@@ -12,8 +13,12 @@
 #include <asio/co_spawn.hpp>
 #include <asio/detached.hpp>
 #include <asio/io_context.hpp>
+#include <asio/post.hpp>
+#include <asio/steady_timer.hpp>
+#include <asio/this_coro.hpp>
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <exception>
 #include <new>
@@ -23,6 +28,7 @@
 #include <thread>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include <sys/socket.h>
 
@@ -243,4 +249,95 @@ TEST_CASE("allocation failures: whichever allocation of a TLS stream fails, the 
     }
     CHECK(failures >= 5);
     CHECK(failures < 1000);
+}
+
+namespace
+{
+
+enum class situation
+{
+    first_read,
+    after_a_large_one,
+    closing
+};
+
+/// Makes room for the timers of an io_context, whose lack would end the program: Asio takes it when a wait begins.
+asio::awaitable<void> make_room_for_timers()
+{
+    std::vector<asio::steady_timer> timers;
+    for (int i = 0; i < 64; ++i)
+        timers.emplace_back(co_await asio::this_coro::executor, std::chrono::hours(1)).async_wait(asio::detached);
+}
+
+/// A line that comes while a read waits for it, or while a connection with bytes unread closes; the nth allocation
+/// fails.
+asio::awaitable<void> await_line(bool over_socket, situation when, std::size_t nth, attempt& made)
+{
+    auto linking = over_socket
+                       ? test::link_over_socket()
+                       : test::link_of({}, [](tcp::socket socket) { return other_socket(std::move(socket)); });
+    auto link = co_await std::move(linking);
+    const auto executor = link.writer.get_executor();
+    co_await make_room_for_timers();
+    if (when == situation::after_a_large_one)
+    {
+        const std::string large = flood().substr(0, 20'000);
+        link.send(large);
+        const std::string received = co_await link.reader.readexactly(large.size());
+        CHECK(received == large);
+    }
+    if (when == situation::closing)
+        link.send("unread");
+    std::string line;
+    const auto read = [&]() -> asio::awaitable<void>
+    {
+        asio::post(executor, [&] { link.send("line\n"); });
+        line = co_await link.reader.readline();
+    };
+    const auto close = [&]() -> asio::awaitable<void>
+    {
+        asio::post(executor, [&] { link.peer.close(); });
+        link.writer.close();
+        co_await link.writer.wait_closed();
+    };
+    if (when == situation::closing)
+        co_await upgrade(close, nth, made);
+    else
+        co_await upgrade(read, nth, made);
+    made.closed = link.writer.is_closing();
+    if (when != situation::closing && made.ended == result::out_of_memory && !made.closed)
+        line = co_await link.reader.readline();
+    if (when != situation::closing && !made.closed)
+        CHECK(line == "line\n");
+    co_await test::turns(); // for what was posted
+}
+
+} // namespace
+
+TEST_CASE("allocation failures: whichever allocation of a read that waits fails, the next one has what came")
+{
+    const bool over_socket = GENERATE(true, false);
+    const situation when = GENERATE(situation::first_read, situation::after_a_large_one, situation::closing);
+    flood(); // lasts
+    std::size_t failures = 0;
+    for (bool failing = true; failing && failures < 100;)
+    {
+        const std::size_t descriptors = test::open_descriptors();
+        const test::memory_use before = test::allocated();
+        attempt made;
+        test::run([&] { return await_line(over_socket, when, failures + 1, made); });
+        const test::memory_use after = test::allocated();
+        INFO("allocation " << failures + 1 << (over_socket ? " over a socket" : "") << ", " << static_cast<int>(when));
+        CHECK(test::open_descriptors() == descriptors);
+        CHECK(after.allocations == before.allocations);
+        CHECK(after.bytes == before.bytes);
+        failing = made.failure_happened;
+        CHECK(made.ended != result::other);
+        CHECK(made.closed == (when == situation::closing));
+        if (!failing)
+            CHECK(made.ended == result::upgraded);
+        failures += failing;
+    }
+    CHECK(failures >= 1);
+    CHECK(failures < 100);
 }
