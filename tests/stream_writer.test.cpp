@@ -1023,6 +1023,39 @@ TEST_CASE("wait_closed: reports why the connection was lost before all was sent"
         });
 }
 
+namespace
+{
+
+/// Whose writes throw at the call.
+struct throwing_socket : asio::ip::tcp::socket
+{
+    explicit throwing_socket(asio::ip::tcp::socket&& socket) : asio::ip::tcp::socket(std::move(socket)) {}
+
+    template <typename Buffers, typename Token>
+    auto async_write_some(const Buffers& buffers, Token&& token)
+        -> decltype(std::declval<asio::ip::tcp::socket&>().async_write_some(buffers, std::forward<Token>(token)))
+    {
+        throw std::system_error(std::make_error_code(std::errc::io_error));
+    }
+};
+
+} // namespace
+
+TEST_CASE("wait_closed: reports what the stream threw while close sent what was queued")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link link =
+                co_await test::link_of({}, [](asio::ip::tcp::socket s) { return throwing_socket(std::move(s)); });
+            link.writer.write("lost");
+            link.writer.close();
+            const std::error_code error = co_await error_of(link.writer.wait_closed());
+            CHECK(error == std::errc::io_error);
+            CHECK(link.peer.recv_all().empty());
+        });
+}
+
 TEST_CASE("wait_closed: without close, returns with the reason when the connection is lost")
 {
     const bool tls = GENERATE(false, true);

@@ -273,9 +273,8 @@ asio::awaitable<void> make_room_for_timers()
 /// fails.
 asio::awaitable<void> await_line(bool over_socket, situation when, std::size_t nth, attempt& made)
 {
-    auto linking = over_socket
-                       ? test::link_over_socket()
-                       : test::link_of({}, [](tcp::socket socket) { return other_socket(std::move(socket)); });
+    auto linking = over_socket ? test::link_over_socket()
+                               : test::link_of({}, [](tcp::socket socket) { return other_socket(std::move(socket)); });
     auto link = co_await std::move(linking);
     const auto executor = link.writer.get_executor();
     co_await make_room_for_timers();
