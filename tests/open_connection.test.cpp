@@ -15,10 +15,13 @@
 #include <asio/awaitable.hpp>
 #include <asio/co_spawn.hpp>
 #include <asio/error.hpp>
+#include <asio/execution/outstanding_work.hpp>
 #include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/local/stream_protocol.hpp>
+#include <asio/require.hpp>
 #include <asio/strand.hpp>
+#include <asio/system_executor.hpp>
 #include <asio/this_coro.hpp>
 #include <asio/thread_pool.hpp>
 #include <asio/use_awaitable.hpp>
@@ -347,10 +350,11 @@ TEST_CASE("open_connection: a name that cannot be verified is std::invalid_argum
 {
     using namespace std::string_view_literals;
     const bool upgradeable = GENERATE(false, true);
-    const auto name = GENERATE("*.example.org"sv, ".example.org"sv, "example.org\0.evil.test"sv,
-                               "b\xc3\xbc"
-                               "cher.example"sv,
-                               "two words"sv, "."sv);
+    const auto name =
+        GENERATE("*.example.org"sv, ".example.org"sv, "example.org\0.evil.test"sv,
+                 "b\xc3\xbc"
+                 "cher.example"sv,
+                 "two words"sv, "."sv, "127.0.0.1%lo"sv, "[127.0.0.1]"sv, "[localhost]"sv, "localhost%lo"sv);
     CAPTURE(upgradeable, name);
     us::connection_options options = with_tls();
     options.upgradeable = upgradeable;
@@ -1046,19 +1050,25 @@ TEST_CASE("open_connection: a socket that is not open, or options of connecting 
     refused([](auto& o) { o.ssl = &test::client_context(); }); // which verifies, and has no name
 }
 
-TEST_CASE("open_connection: a thread_pool is refused, and a strand of it is not")
+TEST_CASE("open_connection: a thread_pool or the system_executor is refused, and a strand is not")
 {
-    const bool is_strand = GENERATE(false, true);
+    const std::string where = GENERATE("strand", "pool", "pool that tracks work", "system");
+    const bool is_strand = where == "strand";
     const std::string how = GENERATE("tcp", "unix", "adopted");
-    CAPTURE(is_strand, how);
+    CAPTURE(where, how);
     test::temporary_directory directory;
     const std::string path = directory.file("socket");
     asio::io_context io;
     tcp::acceptor listening(io, {asio::ip::address_v4::loopback(), 0});
     asio::local::stream_protocol::acceptor listening_at_path(io, path);
     asio::thread_pool pool(2);
-    const asio::any_io_executor executor =
-        is_strand ? asio::any_io_executor(asio::make_strand(pool)) : asio::any_io_executor(pool.get_executor());
+    asio::any_io_executor executor = pool.get_executor();
+    if (where == "strand")
+        executor = asio::make_strand(pool);
+    else if (where == "pool that tracks work")
+        executor = asio::require(pool.get_executor(), asio::execution::outstanding_work.tracked);
+    else if (where == "system")
+        executor = asio::system_executor();
     const auto open = [&]() -> awaitable<void>
     {
         if (how == "tcp")
@@ -1077,6 +1087,7 @@ TEST_CASE("open_connection: a thread_pool is refused, and a strand of it is not"
         CHECK_NOTHROW(opened.get());
     else
         CHECK_THROWS_WITH(opened.get(), test::contains("make_strand"));
+    executor = {}; // or the pool has work for ever
     pool.join();
 }
 

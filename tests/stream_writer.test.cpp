@@ -17,6 +17,7 @@
 #include <asio/error.hpp>
 #include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
+#include <asio/post.hpp>
 #include <asio/ssl/error.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>
@@ -1053,6 +1054,27 @@ TEST_CASE("wait_closed: reports what the stream threw while close sent what was 
             const std::error_code error = co_await error_of(link.writer.wait_closed());
             CHECK(error == std::errc::io_error);
             CHECK(link.peer.recv_all().empty());
+        });
+}
+
+TEST_CASE("wait_closed: reports what the stream threw while it was written to, whoever wrote")
+{
+    const bool in_turn = GENERATE(false, true);
+    CAPTURE(in_turn);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link =
+                co_await test::link_of({}, [](asio::ip::tcp::socket s) { return throwing_socket(std::move(s)); });
+            if (in_turn)
+            {
+                asio::post(link.writer.get_executor(), [&] { link.send("line\n"); });
+                co_await link.reader.readline();
+            }
+            link.writer.write("lost");
+            const std::error_code error = co_await error_of(link.writer.wait_closed());
+            CHECK(error == std::errc::io_error);
+            CHECK(link.writer.is_closing());
         });
 }
 

@@ -536,6 +536,24 @@ TEST_CASE("max_sessions: without it nothing is resumed, with it a session is, an
     }
 }
 
+TEST_CASE("max_sessions: a session with more certificates than any peer needs is not kept")
+{
+    const auto version = GENERATE(TLS1_2_VERSION, TLS1_3_VERSION);
+    const auto added = GENERATE(0, 90);
+    CAPTURE(version, added);
+    auto server = us::create_server_context(localhost());
+    X509* const certificate = SSL_CTX_get0_certificate(server.native_handle());
+    for (int i = 0; i < added; ++i)
+        REQUIRE(SSL_CTX_add1_chain_cert(server.native_handle(), certificate));
+    auto client = us::create_client_context({.ca_file = ca_file(), .max_sessions = 8});
+    SSL_CTX_set_max_proto_version(client.native_handle(), version);
+    auto first = meeting(client, server);
+    REQUIRE(first.connect());
+    auto second = meeting(client, server);
+    REQUIRE(second.connect());
+    CHECK(is_resumed(second) == (added == 0));
+}
+
 TEST_CASE("max_sessions: a session is for one connection, and of several each is used")
 {
     auto server = us::create_server_context(localhost());

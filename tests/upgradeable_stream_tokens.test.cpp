@@ -1,5 +1,9 @@
 #include "support/upgrade_rig.hpp"
 
+#if __has_include(<asio/cancel_after.hpp>)
+#include <asio/cancel_after.hpp>
+#endif
+
 using namespace test::rig;
 
 // Completion tokens. Those that only wrap a handler are tried with one TLS layer, which never sees the token.
@@ -20,7 +24,63 @@ auto token_peer(test::raw_peer&& raw)
                 });
 }
 
+/// Gives the executor that the initiation has, as tokens ask it that make something of their own there.
+struct executor_of_initiation
+{
+};
+
 } // namespace
+
+template <typename... Results>
+class asio::async_result<executor_of_initiation, void(Results...)>
+{
+public:
+    template <typename Initiation, typename... Arguments>
+    static auto initiate(Initiation&& initiation, executor_of_initiation, Arguments&&...)
+    {
+        return initiation.get_executor();
+    }
+};
+
+TEMPLATE_TEST_CASE("upgradeable_stream: what begins an operation has the stream's executor", "", with_ssl_stream,
+                   with_tls_stream)
+{
+    asio::io_context io;
+    stream_over<TestType, tcp::socket> stream(tcp::socket(io), options_of(tls_role::client));
+    std::array<char, 16> bytes;
+    CHECK(stream.async_read_some(asio::buffer(bytes), executor_of_initiation()) == stream.get_executor());
+    CHECK(stream.async_write_some(asio::buffer(bytes), executor_of_initiation()) == stream.get_executor());
+    CHECK(stream.async_start_tls({}, executor_of_initiation()) == stream.get_executor());
+    CHECK(stream.async_shutdown({}, executor_of_initiation()) == stream.get_executor());
+}
+
+TEST_CASE("tls_stream: what begins an operation has the stream's executor")
+{
+    asio::io_context io;
+    us::tls_stream<tcp::socket> stream(tcp::socket(io), test::client_context());
+    std::array<char, 16> bytes;
+    CHECK(stream.async_read_some(asio::buffer(bytes), executor_of_initiation()) == stream.get_executor());
+    CHECK(stream.async_write_some(asio::buffer(bytes), executor_of_initiation()) == stream.get_executor());
+    CHECK(stream.async_handshake(stream.client, executor_of_initiation()) == stream.get_executor());
+    CHECK(stream.async_shutdown(executor_of_initiation()) == stream.get_executor());
+}
+
+#if __has_include(<asio/cancel_after.hpp>)
+TEST_CASE("upgradeable_stream: every operation takes cancel_after")
+{
+    asio::io_context io;
+    auto [socket, raw] = connect(io.get_executor());
+    stream_over<with_tls_stream, tcp::socket> stream(std::move(socket), options_of(tls_role::client));
+    std::array<char, 16> bytes;
+    outcome read, upgraded;
+    stream.async_read_some(asio::buffer(bytes), asio::cancel_after(std::chrono::milliseconds(1), into(read)));
+    run_until_done(io, read);
+    CHECK(read.error == asio::error::operation_aborted);
+    stream.async_start_tls({}, asio::cancel_after(std::chrono::milliseconds(1), into(upgraded)));
+    run_until_done(io, upgraded);
+    CHECK(upgraded.error == asio::error::operation_aborted);
+}
+#endif
 
 TEST_CASE("upgradeable_stream: every operation takes a callback, one that can only be moved too")
 {

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_CERTIFICATE_HPP
 #define UPGRADEABLE_STREAMS_CERTIFICATE_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/openssl.hpp>
 
 #include <asio/ip/address.hpp>
@@ -53,7 +54,9 @@ private:
     std::shared_ptr<X509> x509_;
 };
 
-inline std::vector<std::string> certificate::subject_alt_names() const
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+UPGRADEABLE_STREAMS_DECL std::vector<std::string> certificate::subject_alt_names() const
 {
     std::vector<std::string> names;
     const detail::openssl_ptr<GENERAL_NAMES> all(
@@ -90,7 +93,7 @@ inline std::vector<std::string> certificate::subject_alt_names() const
     return names;
 }
 
-inline std::string certificate::public_key_pin() const
+UPGRADEABLE_STREAMS_DECL std::string certificate::public_key_pin() const
 {
     unsigned char* der = nullptr;
     const int size = i2d_X509_PUBKEY(X509_get_X509_PUBKEY(x509_.get()), &der);
@@ -101,7 +104,7 @@ inline std::string certificate::public_key_pin() const
     return detail::base64(hash.data(), hash.size());
 }
 
-inline std::string certificate::text(const X509_NAME* name)
+UPGRADEABLE_STREAMS_DECL std::string certificate::text(const X509_NAME* name)
 {
     const detail::openssl_ptr<BIO> out(BIO_new(BIO_s_mem()));
     char* data = nullptr;
@@ -111,7 +114,7 @@ inline std::string certificate::text(const X509_NAME* name)
     return {data, std::size_t(size)};
 }
 
-inline std::chrono::sys_seconds certificate::time(const ASN1_TIME* value)
+UPGRADEABLE_STREAMS_DECL std::chrono::sys_seconds certificate::time(const ASN1_TIME* value)
 {
     int days = 0;
     int seconds = 0;
@@ -120,6 +123,8 @@ inline std::chrono::sys_seconds certificate::time(const ASN1_TIME* value)
         throw std::runtime_error("the certificate holds a time that is none");
     return std::chrono::sys_seconds(std::chrono::days(days) + std::chrono::seconds(seconds));
 }
+
+#endif
 
 } // namespace upgradeable_streams
 

@@ -7,6 +7,7 @@
 #define UPGRADEABLE_STREAMS_CHANNEL_BINDING_HPP
 
 #include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/tls.hpp>
 
 #include <asio/ssl/error.hpp>
@@ -74,7 +75,7 @@ inline std::string tls_server_end_point(SSL* ssl)
     int hash = NID_undef;
     if (X509_get_signature_info(x509, &hash, nullptr, nullptr, nullptr) != 1 || hash == NID_undef)
         throw std::runtime_error("tls-server-end-point is not defined for the signature of " +
-                                 certificate(x509).subject());
+                                 detail::printable(certificate(x509).subject()));
     const bool is_weak = hash == NID_md5 || hash == NID_sha1;
     unsigned char bytes[EVP_MAX_MD_SIZE];
     unsigned size = 0;

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_OPEN_CONNECTION_HPP
 #define UPGRADEABLE_STREAMS_OPEN_CONNECTION_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/inner_stream.hpp>
 #include <upgradeable_streams/detail/server_identity.hpp>
@@ -20,11 +21,14 @@
 
 #include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>
+#include <asio/execution/outstanding_work.hpp>
 #include <asio/generic/stream_protocol.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/local/stream_protocol.hpp>
 #include <asio/redirect_error.hpp>
+#include <asio/require.hpp>
 #include <asio/steady_timer.hpp>
+#include <asio/system_executor.hpp>
 #include <asio/this_coro.hpp>
 #include <asio/thread_pool.hpp>
 #include <asio/use_awaitable.hpp>
@@ -114,7 +118,7 @@ static_assert(std::is_trivially_destructible_v<connection_options>);
 /// Cancellation: throws asio::error::operation_aborted and leaves nothing open.
 ///
 /// Concurrency: the connection belongs to the executor of the coroutine that awaits. Where several threads run that, it
-/// must be a strand; a thread_pool itself is refused with std::invalid_argument.
+/// must be a strand; a thread_pool itself, or the system_executor, is refused with std::invalid_argument.
 asio::awaitable<stream_pair> open_connection(std::string_view host, port_number port,
                                              const connection_options& options = {});
 
@@ -132,7 +136,65 @@ asio::awaitable<stream_pair> open_unix_connection(std::string_view path, const c
 namespace detail
 {
 
-inline connection_settings make_client_settings(const connection_options& options, std::string_view default_hostname)
+connection_settings make_client_settings(const connection_options& options, std::string_view default_hostname);
+
+inline void refuse_tcp_options(const connection_options& options)
+{
+    if (options.local_addr || options.family != ip_family::any || options.interleave)
+        throw std::invalid_argument("local_addr, family and interleave are for connecting to a host over TCP");
+}
+
+/// On several threads the parts of one connection would run at the same time. Of an io_context nobody can tell how many
+/// run it.
+inline void refuse_thread_pool(const asio::any_io_executor& executor)
+{
+    using pool = asio::thread_pool::executor_type;
+    using working_pool = asio::require_result<pool, asio::execution::outstanding_work_t::tracked_t>::type;
+    const std::type_info& type = executor.target_type();
+    if (type == typeid(pool) || type == typeid(working_pool) || type == typeid(asio::system_executor))
+        throw std::invalid_argument("a connection on a thread_pool or the system_executor needs a strand; co_spawn the "
+                                    "coroutine, or make the socket, with asio::make_strand(executor)");
+}
+
+/// Makes a pair of a socket, after the handshake when TLS is to begin at once.
+template <typename Socket>
+asio::awaitable<stream_pair> pair_up(Socket socket, connection_settings settings, bool tls)
+{
+    const auto c = std::make_shared<stream_connection<Socket>>(std::move(socket), settings);
+    if (tls)
+        co_await c->upgrade(std::make_unique<upgrade_request>(settings.tls, tls_options{}, true));
+    co_return make_handles(c, c->epoch());
+}
+
+} // namespace detail
+
+template <typename Socket>
+    requires requires { typename Socket::lowest_layer_type; }
+asio::awaitable<stream_pair> open_connection(Socket socket, const connection_options& options)
+{
+    using any_socket = asio::generic::stream_protocol::socket;
+    detail::refuse_tcp_options(options);
+    detail::refuse_thread_pool(socket.get_executor());
+    asio::error_code not_connected;
+    socket.lowest_layer().remote_endpoint(not_connected);
+    if (not_connected)
+        throw std::invalid_argument("open_connection adopts a socket that is connected; this one is not: " +
+                                    not_connected.message());
+    auto settings = detail::make_client_settings(options, {});
+    const bool tls = options.ssl && !options.upgradeable;
+    if constexpr (detail::is_socket<Socket> && std::is_convertible_v<Socket, any_socket>)
+        return detail::pair_up<any_socket>(std::move(socket), std::move(settings), tls);
+    else
+        return detail::pair_up<Socket>(std::move(socket), std::move(settings), tls);
+}
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+namespace detail
+{
+
+UPGRADEABLE_STREAMS_DECL connection_settings make_client_settings(const connection_options& options,
+                                                                  std::string_view default_hostname)
 {
     const bool expects_more = !options.tlsa_records.empty() || !options.other_hostnames.empty();
     if (!options.ssl && (expects_more || !options.server_hostname.empty()))
@@ -148,31 +210,6 @@ inline connection_settings make_client_settings(const connection_options& option
     if (expects_more)
         made.tls.make_ssl();
     return made;
-}
-
-inline void refuse_tcp_options(const connection_options& options)
-{
-    if (options.local_addr || options.family != ip_family::any || options.interleave)
-        throw std::invalid_argument("local_addr, family and interleave are for connecting to a host over TCP");
-}
-
-/// On a thread_pool the parts of one connection would run at the same time. Of an io_context nobody can tell how many
-/// threads run it.
-inline void refuse_thread_pool(const asio::any_io_executor& executor)
-{
-    if (executor.target_type() == typeid(asio::thread_pool::executor_type))
-        throw std::invalid_argument("a connection on a thread_pool needs a strand; co_spawn the coroutine, or make the "
-                                    "socket, with asio::make_strand(pool)");
-}
-
-/// Makes a pair of a socket, after the handshake when TLS is to begin at once.
-template <typename Socket>
-asio::awaitable<stream_pair> pair_up(Socket socket, connection_settings settings, bool tls)
-{
-    const auto c = std::make_shared<stream_connection<Socket>>(std::move(socket), settings);
-    if (tls)
-        co_await c->upgrade(std::make_unique<upgrade_request>(settings.tls, tls_options{}, true));
-    co_return make_handles(c, c->epoch());
 }
 
 inline asio::awaitable<stream_pair> open_tcp_connection(std::shared_ptr<tcp_connector> connector,
@@ -223,8 +260,8 @@ inline asio::awaitable<stream_pair> open_unix_connection(std::string path, std::
 
 } // namespace detail
 
-inline asio::awaitable<stream_pair> open_connection(std::string_view host, port_number port,
-                                                    const connection_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> open_connection(std::string_view host, port_number port,
+                                                                      const connection_options& options)
 {
     if (options.role == tls_role::server)
         throw std::invalid_argument("role is for adopted sockets; who connects is the client");
@@ -233,27 +270,8 @@ inline asio::awaitable<stream_pair> open_connection(std::string_view host, port_
                                        options.ssl && !options.upgradeable);
 }
 
-template <typename Socket>
-    requires requires { typename Socket::lowest_layer_type; }
-asio::awaitable<stream_pair> open_connection(Socket socket, const connection_options& options)
-{
-    using any_socket = asio::generic::stream_protocol::socket;
-    detail::refuse_tcp_options(options);
-    detail::refuse_thread_pool(socket.get_executor());
-    asio::error_code not_connected;
-    socket.lowest_layer().remote_endpoint(not_connected);
-    if (not_connected)
-        throw std::invalid_argument("open_connection adopts a socket that is connected; this one is not: " +
-                                    not_connected.message());
-    auto settings = detail::make_client_settings(options, {});
-    const bool tls = options.ssl && !options.upgradeable;
-    if constexpr (detail::is_socket<Socket> && std::is_convertible_v<Socket, any_socket>)
-        return detail::pair_up<any_socket>(std::move(socket), std::move(settings), tls);
-    else
-        return detail::pair_up<Socket>(std::move(socket), std::move(settings), tls);
-}
-
-inline asio::awaitable<stream_pair> open_unix_connection(std::string_view path, const connection_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> open_unix_connection(std::string_view path,
+                                                                           const connection_options& options)
 {
     detail::refuse_tcp_options(options);
     if (options.role == tls_role::server)
@@ -262,6 +280,8 @@ inline asio::awaitable<stream_pair> open_unix_connection(std::string_view path, 
     return detail::open_unix_connection(std::string(path), options.connect_timeout,
                                         detail::make_client_settings(options, {}), options.ssl && !options.upgradeable);
 }
+
+#endif
 
 } // namespace upgradeable_streams
 

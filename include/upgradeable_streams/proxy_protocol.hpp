@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_PROXY_PROTOCOL_HPP
 
 #include <upgradeable_streams/detail/byte_order.hpp>
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 
@@ -50,6 +51,8 @@ struct proxy_header
 /// Errors: std::system_error of errc::proxy_header_invalid that tells why, as soon as that is certain: at the byte that
 /// is out of place, and for an address, a port or an extension at its end.
 std::optional<proxy_header> parse_proxy_header(std::string_view received);
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
 namespace detail
 {
@@ -241,7 +244,7 @@ inline std::optional<proxy_header> parse_proxy_block(std::string_view received)
 
 } // namespace detail
 
-inline std::optional<proxy_header> parse_proxy_header(std::string_view received)
+UPGRADEABLE_STREAMS_DECL std::optional<proxy_header> parse_proxy_header(std::string_view received)
 {
     constexpr std::string_view signature("\r\n\r\n\0\r\nQUIT\n", 12);
     constexpr std::array<std::string_view, 3> lines = {"PROXY TCP4 ", "PROXY TCP6 ", "PROXY UNKNOWN"};
@@ -257,6 +260,8 @@ inline std::optional<proxy_header> parse_proxy_header(std::string_view received)
         return detail::parse_unknown_proxy_line(received, line->size());
     return detail::parse_proxy_line(received, line->size(), line == &lines[1]);
 }
+
+#endif
 
 } // namespace upgradeable_streams
 

@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/byte_order.hpp>
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/context_data.hpp>
 #include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/server_identity.hpp>
@@ -99,7 +100,9 @@ private:
     bool is_unknown_refused_;
 };
 
-inline void contexts_by_name::add(const named_context& context)
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+UPGRADEABLE_STREAMS_DECL void contexts_by_name::add(const named_context& context)
 {
     const std::string name = normalized_name(context.name);
     const auto refuse = [&](const char* reason)
@@ -147,7 +150,7 @@ inline bool is_certificate_for(X509* x509, const std::vector<std::string>& patte
                                { return std::ranges::count(names, "dns:" + pattern, lower_case) > 0; });
 }
 
-inline SSL_CTX* contexts_by_name::find(const std::optional<std::string>& name) const
+UPGRADEABLE_STREAMS_DECL SSL_CTX* contexts_by_name::find(const std::optional<std::string>& name) const
 {
     const std::vector<std::string> patterns = name ? patterns_of(*name) : std::vector<std::string>();
     for (const std::string& pattern : patterns)
@@ -158,7 +161,7 @@ inline SSL_CTX* contexts_by_name::find(const std::optional<std::string>& name) c
     return own_;
 }
 
-inline bool contexts_by_name::is_right(SSL* ssl) const
+UPGRADEABLE_STREAMS_DECL bool contexts_by_name::is_right(SSL* ssl) const
 {
     const char* const name = SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name);
     return find(name ? std::optional(normalized_name(name)) : std::nullopt) == SSL_get_SSL_CTX(ssl);
@@ -218,7 +221,7 @@ inline bool replace_context(SSL* ssl, SSL_CTX* next)
            SSL_set_num_tickets(ssl, SSL_CTX_get_num_tickets(next)) && SSL_set_SSL_CTX(ssl, next);
 }
 
-inline std::optional<int> contexts_by_name::choose(SSL* ssl) const
+UPGRADEABLE_STREAMS_DECL std::optional<int> contexts_by_name::choose(SSL* ssl) const
 {
     std::optional<std::string> name;
     if (!read_server_name(ssl, name))
@@ -282,6 +285,8 @@ inline void choose_contexts_by_name(SSL_CTX* context, const sha256_hash& session
     SSL_CTX_set_tlsext_servername_callback(context, confirm_context);
     SSL_CTX_set_tlsext_servername_arg(context, &kept);
 }
+
+#endif
 
 } // namespace detail
 } // namespace upgradeable_streams

@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_START_SERVER_HPP
 
 #include <upgradeable_streams/callable_view.hpp>
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/deadline.hpp>
 #include <upgradeable_streams/detail/handle.hpp>
 #include <upgradeable_streams/detail/inner_stream.hpp>
@@ -223,38 +224,16 @@ private:
 ///
 /// Concurrency: connections run on the executor of the coroutine that awaits, each on a strand of its own; where that
 /// executor is a strand itself, one handler runs at a time.
-inline asio::awaitable<server> start_server(connection_handler handler, string_list hosts, port_number port,
-                                            const server_options& options = {})
-{
-    std::vector<std::string> owned;
-    for (std::size_t i = 0; i < hosts.size(); ++i)
-        owned.emplace_back(hosts[i]);
-    if (owned.empty())
-        owned.emplace_back();
-    const auto bind = [hosts = std::move(owned), service = port.to_string(), family = options.family](
-                          detail::bound_sockets& bound) { return bound.bind(hosts, service, family); };
-    return detail::start_server(detail::make_server_settings(handler, options), bind, options.start_serving);
-}
+asio::awaitable<server> start_server(connection_handler handler, string_list hosts, port_number port,
+                                     const server_options& options = {});
 
 /// Listens on a Unix domain socket (asyncio.start_unix_server).
 ///
 /// Effects: a socket file that nobody listens on any more is replaced; the file is removed when the server closes.
 ///
 /// Errors: as start_server; std::errc::address_in_use when another process listens, or the file is no socket.
-inline asio::awaitable<server> start_unix_server(connection_handler handler, std::string_view path,
-                                                 const server_options& options = {})
-{
-    if (options.family != ip_family::any || options.reuse_port || options.keep_alive)
-        throw std::invalid_argument("family, reuse_port and keep_alive are for TCP");
-    if (path.empty())
-        throw std::invalid_argument("the path of a Unix domain socket must not be empty");
-    const auto bind = [path = std::string(path)](detail::bound_sockets& bound) -> asio::awaitable<void>
-    {
-        bound.bind_unix(path);
-        co_return;
-    };
-    return detail::start_server(detail::make_server_settings(handler, options), bind, options.start_serving);
-}
+asio::awaitable<server> start_unix_server(connection_handler handler, std::string_view path,
+                                          const server_options& options = {});
 
 /// Listens on a socket that is bound already, and may listen (asyncio's `sock`), as one that a service manager opened.
 ///
@@ -279,7 +258,21 @@ asio::awaitable<server> start_server(connection_handler handler,
     return detail::start_server(detail::make_server_settings(handler, options), std::move(bind), options.start_serving);
 }
 
-inline detail::listener_settings detail::make_server_settings(connection_handler handler, const server_options& options)
+template <typename Bind>
+asio::awaitable<server> detail::start_server(listener_settings settings, Bind bind, bool serving)
+{
+    const auto executor = co_await asio::this_coro::executor;
+    server made(std::make_shared<listener>(executor, std::move(settings)));
+    co_await bind(made.handle_->listener->bound());
+    if (serving)
+        made.start_serving();
+    co_return made;
+}
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+UPGRADEABLE_STREAMS_DECL detail::listener_settings detail::make_server_settings(connection_handler handler,
+                                                                                const server_options& options)
 {
     auto copied_handler = handler.copy();
     if (!copied_handler)
@@ -310,18 +303,35 @@ inline detail::listener_settings detail::make_server_settings(connection_handler
             .max_connections = options.max_connections};
 }
 
-template <typename Bind>
-asio::awaitable<server> detail::start_server(listener_settings settings, Bind bind, bool serving)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<server> start_server(connection_handler handler, string_list hosts,
+                                                              port_number port, const server_options& options)
 {
-    const auto executor = co_await asio::this_coro::executor;
-    server made(std::make_shared<listener>(executor, std::move(settings)));
-    co_await bind(made.handle_->listener->bound());
-    if (serving)
-        made.start_serving();
-    co_return made;
+    std::vector<std::string> owned;
+    for (std::size_t i = 0; i < hosts.size(); ++i)
+        owned.emplace_back(hosts[i]);
+    if (owned.empty())
+        owned.emplace_back();
+    const auto bind = [hosts = std::move(owned), service = port.to_string(), family = options.family](
+                          detail::bound_sockets& bound) { return bound.bind(hosts, service, family); };
+    return detail::start_server(detail::make_server_settings(handler, options), bind, options.start_serving);
 }
 
-inline asio::awaitable<void> server::serve_forever(detail::checked_ptr<handle> h)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<server> start_unix_server(connection_handler handler, std::string_view path,
+                                                                   const server_options& options)
+{
+    if (options.family != ip_family::any || options.reuse_port || options.keep_alive)
+        throw std::invalid_argument("family, reuse_port and keep_alive are for TCP");
+    if (path.empty())
+        throw std::invalid_argument("the path of a Unix domain socket must not be empty");
+    const auto bind = [path = std::string(path)](detail::bound_sockets& bound) -> asio::awaitable<void>
+    {
+        bound.bind_unix(path);
+        co_return;
+    };
+    return detail::start_server(detail::make_server_settings(handler, options), bind, options.start_serving);
+}
+
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> server::serve_forever(detail::checked_ptr<handle> h)
 {
     h->listener->start_serving();
     try
@@ -335,12 +345,13 @@ inline asio::awaitable<void> server::serve_forever(detail::checked_ptr<handle> h
     }
 }
 
-inline asio::awaitable<void> server::wait_closed(detail::checked_ptr<handle> h)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> server::wait_closed(detail::checked_ptr<handle> h)
 {
     co_await h->listener->wait(true);
 }
 
-inline asio::awaitable<void> server::shutdown(detail::checked_ptr<handle> h, std::chrono::steady_clock::duration grace)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> server::shutdown(detail::checked_ptr<handle> h,
+                                                                std::chrono::steady_clock::duration grace)
 {
     h->listener->close();
     h->listener->clients().for_each(&detail::connection::close);
@@ -349,6 +360,8 @@ inline asio::awaitable<void> server::shutdown(detail::checked_ptr<handle> h, std
                                   { listener->clients().for_each(&detail::connection::abort); });
     co_await h->listener->wait(true);
 }
+
+#endif
 
 } // namespace upgradeable_streams
 

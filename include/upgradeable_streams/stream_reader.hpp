@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_STREAM_READER_HPP
 #define UPGRADEABLE_STREAMS_STREAM_READER_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/handle.hpp>
 #include <upgradeable_streams/detail/wait.hpp>
@@ -184,7 +185,9 @@ private:
     shared_handle handle_;
 };
 
-inline asio::awaitable<std::string> stream_reader::read(shared_handle handle, std::size_t size)
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+UPGRADEABLE_STREAMS_DECL asio::awaitable<std::string> stream_reader::read(shared_handle handle, std::size_t size)
 {
     detail::connection& c = **handle;
     const detail::connection::read_guard guard(c, handle->epoch());
@@ -198,7 +201,8 @@ inline asio::awaitable<std::string> stream_reader::read(shared_handle handle, st
     co_return c.take(size);
 }
 
-inline asio::awaitable<std::size_t> stream_reader::readinto(shared_handle handle, std::span<char> memory)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<std::size_t> stream_reader::readinto(shared_handle handle,
+                                                                              std::span<char> memory)
 {
     detail::connection& c = **handle;
     const detail::connection::read_guard guard(c, handle->epoch());
@@ -221,7 +225,7 @@ inline asio::awaitable<std::size_t> stream_reader::readinto(shared_handle handle
     co_return size;
 }
 
-inline asio::awaitable<std::string> stream_reader::readexactly(shared_handle handle, std::size_t size)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<std::string> stream_reader::readexactly(shared_handle handle, std::size_t size)
 {
     detail::connection& c = **handle;
     const detail::connection::read_guard guard(c, handle->epoch());
@@ -286,6 +290,8 @@ asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Sep
         c.receive(result, cancellation.was_cancelled());
     }
 }
+
+#endif
 
 } // namespace upgradeable_streams
 

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_STREAM_WRITER_HPP
 #define UPGRADEABLE_STREAMS_STREAM_WRITER_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/handle.hpp>
 #include <upgradeable_streams/error.hpp>
@@ -124,7 +125,8 @@ public:
     }
 
     /// How long a read or a drain of this connection may take, each as a whole, from the next one on; for ever without.
-    /// One that takes longer ends with errc::operation_timeout and loses nothing; the connection stays open.
+    /// One that takes longer ends with errc::operation_timeout and loses nothing; the connection stays open. A timer
+    /// goes on when an operation is done, and for that long, until the connection is closed, io_context::run has work.
     ///
     /// Errors: std::invalid_argument unless it is greater than zero.
     void set_operation_timeout(std::optional<std::chrono::steady_clock::duration> timeout)
@@ -342,13 +344,15 @@ private:
     shared_handle handle_;
 };
 
-inline stream_pair detail::make_handles(std::shared_ptr<connection> c, unsigned epoch)
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+UPGRADEABLE_STREAMS_DECL stream_pair detail::make_handles(std::shared_ptr<connection> c, unsigned epoch)
 {
     const auto shared = std::make_shared<handle>(std::move(c), epoch);
     return {stream_reader(shared), stream_writer(shared)};
 }
 
-inline asio::awaitable<void> stream_writer::drain(shared_handle handle)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> stream_writer::drain(shared_handle handle)
 {
     handle->check_epoch();
     detail::connection& c = **handle;
@@ -356,7 +360,7 @@ inline asio::awaitable<void> stream_writer::drain(shared_handle handle)
         co_await c.drain();
 }
 
-inline asio::awaitable<void> stream_writer::wait_closed(shared_handle handle)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> stream_writer::wait_closed(shared_handle handle)
 {
     handle->check_epoch();
     const std::error_code lost = co_await handle->connection()->wait_closed();
@@ -364,8 +368,8 @@ inline asio::awaitable<void> stream_writer::wait_closed(shared_handle handle)
         throw std::system_error(lost);
 }
 
-inline asio::awaitable<stream_pair> stream_writer::start_tls(shared_handle handle,
-                                                             std::unique_ptr<detail::upgrade_request> request)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair>
+stream_writer::start_tls(shared_handle handle, std::unique_ptr<detail::upgrade_request> request)
 {
     handle->check_epoch();
     auto upgraded = detail::make_handles(handle->connection(), handle->epoch() + 1);
@@ -373,13 +377,15 @@ inline asio::awaitable<stream_pair> stream_writer::start_tls(shared_handle handl
     co_return upgraded;
 }
 
-inline asio::awaitable<stream_pair> stream_writer::stop_tls(shared_handle handle)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> stream_writer::stop_tls(shared_handle handle)
 {
     handle->check_epoch();
     auto plain = detail::make_handles(handle->connection(), handle->epoch() + 1);
     co_await handle->connection()->downgrade();
     co_return plain;
 }
+
+#endif
 
 } // namespace upgradeable_streams
 

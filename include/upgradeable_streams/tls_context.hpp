@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_TLS_CONTEXT_HPP
 
 #include <upgradeable_streams/detail/alpn.hpp>
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/credentials.hpp>
 #include <upgradeable_streams/detail/dane.hpp>
 #include <upgradeable_streams/detail/key_log.hpp>
@@ -18,6 +19,7 @@
 #include <openssl/rand.h>
 #include <openssl/ssl.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <optional>
 #include <span>
@@ -116,7 +118,7 @@ static_assert(std::is_trivially_destructible_v<server_context_options>);
 ///
 /// Errors: std::system_error that names the file or the option, and the reason; std::invalid_argument for a wrong
 /// option.
-inline asio::ssl::context create_client_context(const client_context_options& options = {});
+asio::ssl::context create_client_context(const client_context_options& options = {});
 
 /// A context for servers.
 ///
@@ -125,7 +127,9 @@ inline asio::ssl::context create_client_context(const client_context_options& op
 /// is refused (RFC 7301 section 3.2).
 ///
 /// Errors: as create_client_context, also when the private key does not fit the certificate or can be read by others.
-inline asio::ssl::context create_server_context(const server_context_options& options);
+asio::ssl::context create_server_context(const server_context_options& options);
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
 namespace detail
 {
@@ -135,6 +139,7 @@ inline void set_safe_defaults(SSL_CTX* context)
     SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION);
     SSL_CTX_set_options(context, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_CIPHER_SERVER_PREFERENCE);
     SSL_CTX_set_max_early_data(context, 0);
+    SSL_CTX_set_security_level(context, std::max(SSL_CTX_get_security_level(context), 2)); // as from OpenSSL 3.2 on
     SSL_CTX_set_mode(context, SSL_MODE_RELEASE_BUFFERS);
     if (!SSL_CTX_set_cipher_list(context, "ECDHE+AESGCM:ECDHE+CHACHA20"))
         throw_openssl_error("cipher list");
@@ -169,7 +174,7 @@ inline bool load_key_pair(asio::ssl::context& context, const key_pair_options& o
 
 } // namespace detail
 
-inline asio::ssl::context create_client_context(const client_context_options& options)
+UPGRADEABLE_STREAMS_DECL asio::ssl::context create_client_context(const client_context_options& options)
 {
     asio::ssl::context context(asio::ssl::context::tls_client);
     SSL_CTX* const handle = context.native_handle();
@@ -205,7 +210,7 @@ inline asio::ssl::context create_client_context(const client_context_options& op
     return context;
 }
 
-inline asio::ssl::context create_server_context(const server_context_options& options)
+UPGRADEABLE_STREAMS_DECL asio::ssl::context create_server_context(const server_context_options& options)
 {
     asio::ssl::context context(asio::ssl::context::tls_server);
     SSL_CTX* const handle = context.native_handle();
@@ -247,6 +252,8 @@ inline asio::ssl::context create_server_context(const server_context_options& op
     detail::log_keys(handle, options.key_log_file);
     return context;
 }
+
+#endif
 
 } // namespace upgradeable_streams
 

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_TLS_STREAM_HPP
 #define UPGRADEABLE_STREAMS_TLS_STREAM_HPP
 
+#include <upgradeable_streams/detail/initiation.hpp>
 #include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/tls_core.hpp>
 #include <upgradeable_streams/detail/tls_operations.hpp>
@@ -170,11 +171,13 @@ public:
     auto async_read_some(const MutableBufferSequence& buffers, Token&& token = {})
     {
         return asio::async_initiate<Token, void(asio::error_code, std::size_t)>(
-            [](auto handler, const std::shared_ptr<core>& c, const MutableBufferSequence& b)
-            {
-                asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
-                    detail::tls_read_operation<core, MutableBufferSequence>{c, b}, handler, c->next());
-            },
+            detail::initiation(get_executor(),
+                               [](auto handler, const std::shared_ptr<core>& c, const MutableBufferSequence& b)
+                               {
+                                   asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
+                                       detail::tls_read_operation<core, MutableBufferSequence>{c, b}, handler,
+                                       c->next());
+                               }),
             token, core_, buffers);
     }
 
@@ -185,11 +188,13 @@ public:
     auto async_write_some(const ConstBufferSequence& buffers, Token&& token = {})
     {
         return asio::async_initiate<Token, void(asio::error_code, std::size_t)>(
-            [](auto handler, const std::shared_ptr<core>& c, const ConstBufferSequence& b)
-            {
-                asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
-                    detail::tls_write_operation<core, ConstBufferSequence>{c, b}, handler, c->next());
-            },
+            detail::initiation(get_executor(),
+                               [](auto handler, const std::shared_ptr<core>& c, const ConstBufferSequence& b)
+                               {
+                                   asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
+                                       detail::tls_write_operation<core, ConstBufferSequence>{c, b}, handler,
+                                       c->next());
+                               }),
             token, core_, buffers);
     }
 
@@ -269,11 +274,13 @@ private:
     auto exchange(Action action, Token&& token)
     {
         return asio::async_initiate<Token, Signature>(
-            [](auto handler, const std::shared_ptr<core>& c, Action&& a)
-            {
-                asio::async_compose<decltype(handler), Signature>(
-                    detail::tls_exchange_operation<core, Action>{c, std::move(a)}, handler, c->next());
-            },
+            detail::initiation(get_executor(),
+                               [](auto handler, const std::shared_ptr<core>& c, Action&& a)
+                               {
+                                   asio::async_compose<decltype(handler), Signature>(
+                                       detail::tls_exchange_operation<core, Action>{c, std::move(a)}, handler,
+                                       c->next());
+                               }),
             token, core_, std::move(action));
     }
 

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_TLSA_RECORD_HPP
 #define UPGRADEABLE_STREAMS_TLSA_RECORD_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/text.hpp>
 
 #include <charconv>
@@ -33,6 +34,8 @@ struct tlsa_record
     friend bool operator==(const tlsa_record&, const tlsa_record&) = default;
 };
 
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
 namespace detail
 {
 
@@ -46,7 +49,7 @@ inline std::optional<std::uint8_t> parse_byte(std::string_view digits, int base)
 
 } // namespace detail
 
-inline tlsa_record tlsa_record::parse(std::string_view text)
+UPGRADEABLE_STREAMS_DECL tlsa_record tlsa_record::parse(std::string_view text)
 {
     const auto require = [text](bool condition)
     {
@@ -74,6 +77,8 @@ inline tlsa_record tlsa_record::parse(std::string_view text)
     }
     return record;
 }
+
+#endif
 
 } // namespace upgradeable_streams
 

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_UPGRADEABLE_STREAM_HPP
 #define UPGRADEABLE_STREAMS_UPGRADEABLE_STREAM_HPP
 
+#include <upgradeable_streams/detail/initiation.hpp>
 #include <upgradeable_streams/detail/shutdown_operation.hpp>
 #include <upgradeable_streams/detail/stream_operations.hpp>
 #include <upgradeable_streams/detail/stream_state.hpp>
@@ -131,15 +132,17 @@ public:
     auto async_read_some(const MutableBufferSequence& buffers, Token&& token = {})
     {
         return asio::async_initiate<Token, void(asio::error_code, std::size_t)>(
-            [](auto handler, const std::shared_ptr<state>& s, const MutableBufferSequence& b)
-            {
-                if (s->plain_to_read())
-                    return detail::begin_plain<Socket>(
-                        s, [b](Socket& plain, auto&& h) { plain.async_read_some(b, std::move(h)); },
-                        std::move(handler));
-                asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
-                    detail::read_operation<state, MutableBufferSequence>{s, b}, handler, s->socket());
-            },
+            detail::initiation(get_executor(),
+                               [](auto handler, const std::shared_ptr<state>& s, const MutableBufferSequence& b)
+                               {
+                                   if (s->plain_to_read())
+                                       return detail::begin_plain<Socket>(
+                                           s, [b](Socket& plain, auto&& h) { plain.async_read_some(b, std::move(h)); },
+                                           std::move(handler));
+                                   asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
+                                       detail::read_operation<state, MutableBufferSequence>{s, b}, handler,
+                                       s->socket());
+                               }),
             token, state_, buffers);
     }
 
@@ -151,15 +154,16 @@ public:
     auto async_write_some(const ConstBufferSequence& buffers, Token&& token = {})
     {
         return asio::async_initiate<Token, void(asio::error_code, std::size_t)>(
-            [](auto handler, const std::shared_ptr<state>& s, const ConstBufferSequence& b)
-            {
-                if (s->plain())
-                    return detail::begin_plain<Socket>(
-                        s, [b](Socket& plain, auto&& h) { plain.async_write_some(b, std::move(h)); },
-                        std::move(handler));
-                asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
-                    detail::write_operation<state, ConstBufferSequence>{s, b}, handler, s->socket());
-            },
+            detail::initiation(get_executor(),
+                               [](auto handler, const std::shared_ptr<state>& s, const ConstBufferSequence& b)
+                               {
+                                   if (s->plain())
+                                       return detail::begin_plain<Socket>(
+                                           s, [b](Socket& plain, auto&& h) { plain.async_write_some(b, std::move(h)); },
+                                           std::move(handler));
+                                   asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
+                                       detail::write_operation<state, ConstBufferSequence>{s, b}, handler, s->socket());
+                               }),
             token, state_, buffers);
     }
 
@@ -250,11 +254,12 @@ private:
         const auto timeout = given.value_or(state_->settings.shutdown_timeout);
         detail::require_positive(timeout, "timeout");
         return asio::async_initiate<Token, void(asio::error_code)>(
-            [](auto handler, const std::shared_ptr<state>& s, auto how, auto within, bool stop)
-            {
-                asio::async_compose<decltype(handler), void(asio::error_code)>(
-                    detail::shutdown_operation<state>{s, how, within, stop}, handler, s->socket());
-            },
+            detail::initiation(get_executor(),
+                               [](auto handler, const std::shared_ptr<state>& s, auto how, auto within, bool stop)
+                               {
+                                   asio::async_compose<decltype(handler), void(asio::error_code)>(
+                                       detail::shutdown_operation<state>{s, how, within, stop}, handler, s->socket());
+                               }),
             token, state_, what, timeout, to_plain_text);
     }
 
@@ -263,11 +268,13 @@ private:
                                  Token&& token)
     {
         return asio::async_initiate<Token, void(asio::error_code)>(
-            [](auto handler, const std::shared_ptr<state>& owner, std::unique_ptr<detail::upgrade_request> asked)
-            {
-                asio::async_compose<decltype(handler), void(asio::error_code)>(
-                    detail::upgrade_operation<state>{owner, std::move(asked)}, handler, owner->socket());
-            },
+            detail::initiation(
+                s->socket().get_executor(),
+                [](auto handler, const std::shared_ptr<state>& owner, std::unique_ptr<detail::upgrade_request> asked)
+                {
+                    asio::async_compose<decltype(handler), void(asio::error_code)>(
+                        detail::upgrade_operation<state>{owner, std::move(asked)}, handler, owner->socket());
+                }),
             token, std::move(s), std::move(request));
     }
 

@@ -7,7 +7,7 @@
 #include "support/stream_links.hpp"
 #include "support/upgrade_rig.hpp"
 
-#include <upgradeable_streams/separate_compilation.hpp>
+#include <upgradeable_streams.hpp>
 
 #include <asio/awaitable.hpp>
 #include <asio/co_spawn.hpp>

@@ -13,7 +13,7 @@
 #include "support/stepped_peer.hpp"
 #include "support/task.hpp"
 
-#include <upgradeable_streams/separate_compilation.hpp>
+#include <upgradeable_streams.hpp>
 
 #include <asio/awaitable.hpp>
 #include <asio/bind_cancellation_slot.hpp>

@@ -21,7 +21,7 @@ TEST_CASE("sieve: strings are quoted or literal, wherever they stand, and what t
     const std::vector<std::pair<std::string, std::string>> lines = {{"\"A\\\"\\\\\" \"b c\"\r\n", "A\"\\ b c"},
                                                                     {"{1}\r\nA {3}\r\nb c\r\n", "A b c"},
                                                                     {"{1+}\r\nA  \"b\" {0}\r\n\r\n", "A b"},
-                                                                    {"\"A\" {4}\r\nOK\r\n\r\n", "A OK\r\n"},
+                                                                    {"\"A\" {2}\r\nOK\r\n", "A OK"},
                                                                     {"\"A\" \"{3}\"\r\n", "A {3}"},
                                                                     {"\"OK\"\r\n", "OK"}};
     for (const std::size_t chunk : test::chunk_sizes)
@@ -64,6 +64,8 @@ TEST_CASE("sieve: literals that lie, open quotes and bare words are refused")
                                                              {"\"A\\\"\r\n", errc::reply_malformed},
                                                              {"\"A\\\r\n", errc::reply_malformed},
                                                              {"\"A\" b\r\n", errc::reply_malformed},
+                                                             {"\"A\" {4}\r\nOK\r\n\r\n", errc::reply_malformed},
+                                                             {"\"A\" {1}\r\n\x1b\r\n", errc::reply_malformed},
                                                              {"OK \"a\r\n", errc::reply_malformed},
                                                              {"\r\n", errc::reply_malformed},
                                                              {" OK\r\n", errc::reply_malformed},

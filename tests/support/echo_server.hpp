@@ -4,7 +4,7 @@
 #include "contexts.hpp"
 #include "socket_pair.hpp"
 
-#include <upgradeable_streams/separate_compilation.hpp>
+#include <upgradeable_streams.hpp>
 
 #include <asio/awaitable.hpp>
 #include <asio/ip/tcp.hpp>

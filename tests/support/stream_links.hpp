@@ -13,7 +13,7 @@
 #include "thread.hpp"
 #include "wire_tap.hpp"
 
-#include <upgradeable_streams/separate_compilation.hpp>
+#include <upgradeable_streams.hpp>
 
 #include <asio/awaitable.hpp>
 #include <asio/ip/tcp.hpp>

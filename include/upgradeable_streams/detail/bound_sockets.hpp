@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_BOUND_SOCKETS_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_BOUND_SOCKETS_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/resolve.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 
@@ -106,7 +107,9 @@ private:
     std::optional<socket_file> file_;
 };
 
-inline asio::error_code bound_sockets::bind(const asio::generic::stream_protocol::endpoint& endpoint)
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+UPGRADEABLE_STREAMS_DECL asio::error_code bound_sockets::bind(const asio::generic::stream_protocol::endpoint& endpoint)
 {
     asio::error_code error;
     any_acceptor acceptor(executor_);
@@ -128,15 +131,15 @@ inline asio::error_code bound_sockets::bind(const asio::generic::stream_protocol
     return error;
 }
 
-inline void bound_sockets::adopt(any_acceptor acceptor)
+UPGRADEABLE_STREAMS_DECL void bound_sockets::adopt(any_acceptor acceptor)
 {
     socket_address address(acceptor.local_endpoint());
     sockets_.push_back({std::move(acceptor), std::move(address), asio::steady_timer(executor_)});
 }
 
 /// With port 0 the first address picks the port of all. `failed` is the endpoint that an error is about.
-inline asio::error_code bound_sockets::bind_all(std::vector<asio::ip::tcp::endpoint> endpoints,
-                                           asio::ip::tcp::endpoint& failed)
+UPGRADEABLE_STREAMS_DECL asio::error_code bound_sockets::bind_all(std::vector<asio::ip::tcp::endpoint> endpoints,
+                                                                  asio::ip::tcp::endpoint& failed)
 {
     asio::error_code first_error;
     for (auto& endpoint : endpoints)
@@ -155,7 +158,8 @@ inline asio::error_code bound_sockets::bind_all(std::vector<asio::ip::tcp::endpo
     return sockets_.empty() ? first_error : asio::error_code();
 }
 
-inline asio::awaitable<void> bound_sockets::bind(std::vector<std::string> hosts, std::string service, ip_family family)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> bound_sockets::bind(std::vector<std::string> hosts, std::string service,
+                                                                   ip_family family)
 {
     using asio::ip::tcp;
     std::vector<tcp::endpoint> endpoints;
@@ -191,7 +195,7 @@ inline asio::awaitable<void> bound_sockets::bind(std::vector<std::string> hosts,
         throw std::system_error(error, "cannot listen on " + socket_address(failed).to_string());
 }
 
-inline void bound_sockets::bind_unix(const std::string& path)
+UPGRADEABLE_STREAMS_DECL void bound_sockets::bind_unix(const std::string& path)
 {
     if (path.size() >= sizeof(sockaddr_un::sun_path))
         throw std::system_error(asio::error::name_too_long, "cannot listen on " + path);
@@ -215,7 +219,7 @@ inline void bound_sockets::bind_unix(const std::string& path)
         file_ = socket_file{path, status.st_dev, status.st_ino};
 }
 
-inline void bound_sockets::listen()
+UPGRADEABLE_STREAMS_DECL void bound_sockets::listen()
 {
     for (bound_socket& each : sockets_)
     {
@@ -226,7 +230,7 @@ inline void bound_sockets::listen()
     }
 }
 
-inline void bound_sockets::close()
+UPGRADEABLE_STREAMS_DECL void bound_sockets::close()
 {
     // While the socket is open no other file can have its inode.
     remove_file();
@@ -236,13 +240,13 @@ inline void bound_sockets::close()
     wake();
 }
 
-inline void bound_sockets::wake()
+UPGRADEABLE_STREAMS_DECL void bound_sockets::wake()
 {
     for (bound_socket& each : sockets_)
         each.pause.cancel();
 }
 
-inline std::vector<socket_address> bound_sockets::addresses() const
+UPGRADEABLE_STREAMS_DECL std::vector<socket_address> bound_sockets::addresses() const
 {
     std::vector<socket_address> made;
     for (const bound_socket& each : sockets_)
@@ -250,7 +254,7 @@ inline std::vector<socket_address> bound_sockets::addresses() const
     return made;
 }
 
-inline void bound_sockets::remove_file()
+UPGRADEABLE_STREAMS_DECL void bound_sockets::remove_file()
 {
     struct stat status;
     const auto file = std::exchange(file_, std::nullopt);
@@ -258,6 +262,8 @@ inline void bound_sockets::remove_file()
         status.st_ino == file->inode)
         ::unlink(file->path.c_str());
 }
+
+#endif
 
 } // namespace upgradeable_streams::detail
 

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_CONNECTION_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_CONNECTION_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/connection_settings.hpp>
 #include <upgradeable_streams/detail/deadline.hpp>
 #include <upgradeable_streams/detail/erased_stream.hpp>
@@ -34,21 +35,6 @@
 
 namespace upgradeable_streams::detail
 {
-
-/// What an exception tells; one without a code tells a want of memory.
-inline std::error_code code_of(const std::exception_ptr& error)
-try
-{
-    std::rethrow_exception(error);
-}
-catch (const std::system_error& e)
-{
-    return e.code();
-}
-catch (...)
-{
-    return asio::error::no_memory;
-}
 
 /// A connection whose kind of socket has been forgotten.
 ///
@@ -215,6 +201,8 @@ private:
     bool ending_ = false; ///< While write_eof tells the peer.
 };
 
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
 class connection::expiry
 {
 public:
@@ -254,7 +242,7 @@ private:
     std::optional<deadline> next_;
 };
 
-inline void connection::write_eof()
+UPGRADEABLE_STREAMS_DECL void connection::write_eof()
 {
     if (std::exchange(write_ended_, true))
         return;
@@ -262,7 +250,7 @@ inline void connection::write_eof()
         get_executor(), [self = self()] { return self->finish_writing(); }, asio::detached);
 }
 
-inline asio::awaitable<void> connection::finish_writing()
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> connection::finish_writing()
 {
     co_await flush();
     if (closing_ || lost_)
@@ -277,7 +265,7 @@ inline asio::awaitable<void> connection::finish_writing()
 }
 
 /// Closes at once where nothing is left to do. Returns: whether `finish` is to follow.
-inline bool connection::begin_to_close()
+UPGRADEABLE_STREAMS_DECL bool connection::begin_to_close()
 {
     if (closing_)
         return false;
@@ -302,14 +290,14 @@ inline bool connection::begin_to_close()
     return false;
 }
 
-inline asio::awaitable<void> connection::end()
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> connection::end()
 {
     if (begin_to_close())
         co_await finish();
     co_await wait_closed();
 }
 
-inline void connection::close()
+UPGRADEABLE_STREAMS_DECL void connection::close()
 {
     if (!begin_to_close())
         return;
@@ -324,7 +312,7 @@ inline void connection::close()
     }
 }
 
-inline asio::awaitable<void> connection::finish()
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> connection::finish()
 {
     try
     {
@@ -353,7 +341,7 @@ inline asio::awaitable<void> connection::finish()
     abort();
 }
 
-inline void connection::abort()
+UPGRADEABLE_STREAMS_DECL void connection::abort()
 {
     if (const auto inner = inner_.lock(); inner && !inner->is_closed())
         return inner->abort(); // which aborts this
@@ -366,7 +354,7 @@ inline void connection::abort()
     changed_->cancel();
 }
 
-inline asio::awaitable<std::error_code> connection::wait_closed()
+UPGRADEABLE_STREAMS_DECL asio::awaitable<std::error_code> connection::wait_closed()
 {
     while (!closed_)
     {
@@ -378,13 +366,13 @@ inline asio::awaitable<std::error_code> connection::wait_closed()
     co_return lost_;
 }
 
-inline void connection::check_epoch(unsigned epoch) const
+UPGRADEABLE_STREAMS_DECL void connection::check_epoch(unsigned epoch) const
 {
     throw_if(!is_current(epoch), errc::connection_upgraded);
     throw_if(is_changing(epoch), errc::upgrade_in_progress);
 }
 
-inline void connection::check_change() const
+UPGRADEABLE_STREAMS_DECL void connection::check_change() const
 {
     throw_if(changing_, errc::upgrade_in_progress);
     throw_if(closing_, errc::connection_closed);
@@ -432,7 +420,7 @@ asio::awaitable<void> connection::change(std::chrono::steady_clock::duration tim
     ++epoch_;
 }
 
-inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request> request)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request> request)
 {
     check_change();
     throw_if(is_tls(), errc::already_tls);
@@ -462,7 +450,7 @@ inline asio::awaitable<void> connection::upgrade(std::unique_ptr<upgrade_request
                     handshakes_ ? &place : nullptr);
 }
 
-inline asio::awaitable<void> connection::downgrade()
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> connection::downgrade()
 {
     check_change();
     throw_if(!is_tls(), errc::not_tls);
@@ -475,8 +463,8 @@ inline asio::awaitable<void> connection::downgrade()
     co_await change(settings().shutdown_timeout, errc::shutdown_timeout, nullptr, close_tls);
 }
 
-inline asio::awaitable<void> connection::upgrade_inner(std::shared_ptr<connection> inner,
-                                                       std::unique_ptr<upgrade_request> request)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> connection::upgrade_inner(std::shared_ptr<connection> inner,
+                                                                         std::unique_ptr<upgrade_request> request)
 {
     const auto begin = [this, &inner, &request]() -> asio::awaitable<void>
     {
@@ -489,6 +477,8 @@ inline asio::awaitable<void> connection::upgrade_inner(std::shared_ptr<connectio
     };
     co_await change(request->settings.handshake_timeout, errc::handshake_timeout, &request->settings, begin);
 }
+
+#endif
 
 } // namespace upgradeable_streams::detail
 

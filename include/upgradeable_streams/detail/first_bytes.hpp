@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_FIRST_BYTES_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_FIRST_BYTES_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/proxy_protocol.hpp>
@@ -15,6 +16,8 @@
 #include <cstddef>
 #include <optional>
 #include <system_error>
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
 namespace upgradeable_streams::detail
 {
@@ -68,5 +71,7 @@ inline asio::awaitable<bool> detect_tls(connection& c, std::chrono::steady_clock
 }
 
 } // namespace upgradeable_streams::detail
+
+#endif
 
 #endif

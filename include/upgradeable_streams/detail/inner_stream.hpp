@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_INNER_STREAM_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_INNER_STREAM_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/stream_connection.hpp>
 #include <upgradeable_streams/detail/stream_operations.hpp>
@@ -136,11 +137,7 @@ private:
             operation<Coroutine>{executor, std::move(coroutine)}, token, executor);
     }
 
-    static asio::awaitable<void> close(std::shared_ptr<connection> outer)
-    {
-        outer->end_inner();
-        co_await outer->wait_closed();
-    }
+    static asio::awaitable<void> close(std::shared_ptr<connection> outer);
 
     static socket_address address(const std::optional<socket_address>& known, asio::error_code& error)
     {
@@ -153,6 +150,16 @@ private:
     stream_reader reader_;
     stream_writer writer_;
 };
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> inner_stream::close(std::shared_ptr<connection> outer)
+{
+    outer->end_inner();
+    co_await outer->wait_closed();
+}
+
+#endif
 
 /// Begins a TLS session inside another.
 template <typename Stream>

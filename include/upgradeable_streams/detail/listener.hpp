@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/detail/bound_sockets.hpp>
 #include <upgradeable_streams/detail/client_registry.hpp>
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/first_bytes.hpp>
 #include <upgradeable_streams/detail/openssl.hpp>
@@ -12,6 +13,7 @@
 #include <upgradeable_streams/detail/strand.hpp>
 #include <upgradeable_streams/detail/strand_executor.hpp>
 #include <upgradeable_streams/detail/stream_connection.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/detail/wait.hpp>
 #include <upgradeable_streams/error.hpp>
@@ -118,7 +120,9 @@ private:
     bool serving_ = false;
 };
 
-inline void listener::start_serving()
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+UPGRADEABLE_STREAMS_DECL void listener::start_serving()
 {
     {
         const std::lock_guard lock(mutex_);
@@ -132,7 +136,7 @@ inline void listener::start_serving()
         asio::co_spawn(strand_, accept_loop(shared_from_this(), each), asio::detached);
 }
 
-inline void listener::close()
+UPGRADEABLE_STREAMS_DECL void listener::close()
 {
     if (!clients_.close())
         return;
@@ -148,18 +152,18 @@ inline void listener::close()
                    });
 }
 
-inline bool listener::is_serving() const
+UPGRADEABLE_STREAMS_DECL bool listener::is_serving() const
 {
     const std::lock_guard lock(mutex_);
     return serving_;
 }
 
-inline std::vector<socket_address> listener::sockets() const
+UPGRADEABLE_STREAMS_DECL std::vector<socket_address> listener::sockets() const
 {
     return clients_.is_closed() ? std::vector<socket_address>() : bound_.addresses();
 }
 
-inline void listener::set_ssl_context(asio::ssl::context& ssl)
+UPGRADEABLE_STREAMS_DECL void listener::set_ssl_context(asio::ssl::context& ssl)
 {
     throw_if(!settings_.connection.tls.context, errc::not_upgradeable);
     tls_settings changed = settings_.connection.tls;
@@ -170,7 +174,7 @@ inline void listener::set_ssl_context(asio::ssl::context& ssl)
 }
 
 /// Called when a connection has gone that somebody waits for.
-inline void listener::notify()
+UPGRADEABLE_STREAMS_DECL void listener::notify()
 {
     asio::post(strand_,
                [self = shared_from_this()]
@@ -180,7 +184,7 @@ inline void listener::notify()
                });
 }
 
-inline connection_settings listener::settings_of_connection() const
+UPGRADEABLE_STREAMS_DECL connection_settings listener::settings_of_connection() const
 {
     connection_settings made = settings_.connection;
     const std::lock_guard lock(mutex_);
@@ -208,7 +212,7 @@ catch (...)
     return "unknown exception";
 }
 
-inline void listener::report(std::exception_ptr error, const socket_address& peer) const noexcept
+UPGRADEABLE_STREAMS_DECL void listener::report(std::exception_ptr error, const socket_address& peer) const noexcept
 try
 {
     if (settings_.error_handler)
@@ -220,13 +224,13 @@ catch (...)
 {
 }
 
-inline void listener::write_to_log(const socket_address& peer, const std::string& what)
+UPGRADEABLE_STREAMS_DECL void listener::write_to_log(const socket_address& peer, const std::string& what)
 {
-    const std::string whose = peer == socket_address() ? "" : "connection from " + peer.to_string() + ": ";
+    const std::string whose = peer == socket_address() ? "" : "connection from " + printable(peer.to_string()) + ": ";
     std::clog << "upgradeable_streams: " + whose + what + "\n";
 }
 
-inline asio::awaitable<void> listener::wait(bool connections_too)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> listener::wait(bool connections_too)
 {
     const auto on_strand = [](std::shared_ptr<listener> self, bool connections_too_) -> asio::awaitable<void>
     {
@@ -236,7 +240,8 @@ inline asio::awaitable<void> listener::wait(bool connections_too)
     return asio::co_spawn(strand_, on_strand(shared_from_this(), connections_too), asio::use_awaitable);
 }
 
-inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> self, bound_socket& bound)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> self,
+                                                                     bound_socket& bound)
 {
     std::optional<any_socket> accepted;
     while (!self->clients_.is_closed())
@@ -275,7 +280,7 @@ inline asio::awaitable<void> listener::accept_loop(std::shared_ptr<listener> sel
     }
 }
 
-inline bool listener::start_session(any_socket socket)
+UPGRADEABLE_STREAMS_DECL bool listener::start_session(any_socket socket)
 try
 {
     client_registry::entry own(std::shared_ptr<client_registry>(shared_from_this(), &clients_));
@@ -293,7 +298,8 @@ catch (const std::system_error&) // the server is closed
     return true;
 }
 
-inline std::shared_ptr<connection> listener::adopt(any_socket socket, const client_registry::entry& own)
+UPGRADEABLE_STREAMS_DECL std::shared_ptr<connection> listener::adopt(any_socket socket,
+                                                                     const client_registry::entry& own)
 {
     asio::error_code ignored;
     if (settings_.keep_alive)
@@ -306,7 +312,7 @@ inline std::shared_ptr<connection> listener::adopt(any_socket socket, const clie
 }
 
 /// What comes before the handler.
-inline asio::awaitable<void> listener::begin(connection& c) const
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> listener::begin(connection& c) const
 {
     bool is_tls = settings_.tls_at_once;
     if (settings_.is_proxy && settings_.is_proxy(c.peername().value_or(socket_address())))
@@ -317,8 +323,8 @@ inline asio::awaitable<void> listener::begin(connection& c) const
         co_await c.upgrade(std::make_unique<upgrade_request>(c.settings(), tls_options{}, true));
 }
 
-inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, std::shared_ptr<connection> c,
-                                               client_registry::entry own)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void>
+listener::session(std::shared_ptr<listener> self, std::shared_ptr<connection> c, client_registry::entry own)
 {
     std::exception_ptr failure;
     try
@@ -350,6 +356,8 @@ inline asio::awaitable<void> listener::session(std::shared_ptr<listener> self, s
         c->abort();
     }
 }
+
+#endif
 
 } // namespace upgradeable_streams::detail
 

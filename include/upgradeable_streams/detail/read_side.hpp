@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_READ_SIDE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_READ_SIDE_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/read_buffer.hpp>
 #include <upgradeable_streams/detail/second_look.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
@@ -181,14 +182,16 @@ private:
     std::shared_ptr<time_limit> limit_;
 };
 
-inline std::size_t read_side::read_now(asio::mutable_buffer memory)
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+UPGRADEABLE_STREAMS_DECL std::size_t read_side::read_now(asio::mutable_buffer memory)
 {
     if (read_error_)
         throw std::system_error(read_error_);
     if (eof_ || is_dry_ || !has_turn())
         return 0;
     asio::error_code error;
-    const std::size_t size = read_some(memory, error);
+    const std::size_t size = read_some(asio::buffer(memory, left_of_turn()), error);
     spend(size);
     if (size > 0)
         second_look_.found();
@@ -199,7 +202,7 @@ inline std::size_t read_side::read_now(asio::mutable_buffer memory)
     return size;
 }
 
-inline bool read_side::receive_now()
+UPGRADEABLE_STREAMS_DECL bool read_side::receive_now()
 {
     if (is_dry_)
         return false;
@@ -212,7 +215,7 @@ inline bool read_side::receive_now()
     return size > 0 || eof_;
 }
 
-inline asio::awaitable<read_result> read_side::wait_to_receive()
+UPGRADEABLE_STREAMS_DECL asio::awaitable<read_result> read_side::wait_to_receive()
 {
     if (std::exchange(read_cancelled_, false) || is_read_late())
         return cancelled_read();
@@ -227,12 +230,12 @@ inline asio::awaitable<read_result> read_side::wait_to_receive()
         asio::use_awaitable);
 }
 
-inline asio::awaitable<read_result> read_side::cancelled_read()
+UPGRADEABLE_STREAMS_DECL asio::awaitable<read_result> read_side::cancelled_read()
 {
     co_return read_result{asio::error::operation_aborted, 0};
 }
 
-inline asio::awaitable<read_result> read_side::wait_for_turn(bool is_read)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<read_result> read_side::wait_for_turn(bool is_read)
 {
     return asio::async_initiate<const asio::use_awaitable_t<>, void(read_result)>(
         [this, is_read](read_handler::target_type target)
@@ -240,7 +243,7 @@ inline asio::awaitable<read_result> read_side::wait_for_turn(bool is_read)
         asio::use_awaitable);
 }
 
-inline void read_side::receive(const read_result& result, bool was_cancelled)
+UPGRADEABLE_STREAMS_DECL void read_side::receive(const read_result& result, bool was_cancelled)
 {
     throw_if(closing_, errc::connection_closed);
     buffer_.commit(result.size);
@@ -251,7 +254,7 @@ inline void read_side::receive(const read_result& result, bool was_cancelled)
 }
 
 /// At the end of what can be read, or with the reason why there is no more for now.
-inline void read_side::end_reading(const asio::error_code& told)
+UPGRADEABLE_STREAMS_DECL void read_side::end_reading(const asio::error_code& told)
 {
     const std::error_code error = told == asio::error::eof && is_cut_off() ? lost_ : std::error_code(told);
     if (error == asio::error::eof)
@@ -270,7 +273,7 @@ inline void read_side::end_reading(const asio::error_code& told)
 
 /// Gives back the memory that an idle connection does not need, and takes what it does; TLS receives elsewhere what it
 /// waits for.
-inline void read_side::settle_to_wait()
+UPGRADEABLE_STREAMS_DECL void read_side::settle_to_wait()
 {
     buffer_.shrink(is_tls() ? 0 : small_receive);
     if (!is_tls())
@@ -278,7 +281,7 @@ inline void read_side::settle_to_wait()
     queue_.shrink(small_receive);
 }
 
-inline bool read_side::is_drained()
+UPGRADEABLE_STREAMS_DECL bool read_side::is_drained()
 {
     if (paused_)
         send();
@@ -288,7 +291,7 @@ inline bool read_side::is_drained()
     return has_turn();
 }
 
-inline asio::awaitable<void> read_side::drain()
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> read_side::drain()
 {
     const auto end = time_limit_ ? time_limit_->end() : time_limit::never;
     while (paused_ && !lost_ && !closed_)
@@ -307,6 +310,8 @@ inline asio::awaitable<void> read_side::drain()
     if (result.error == asio::error::operation_aborted)
         throw std::system_error(result.error);
 }
+
+#endif
 
 } // namespace upgradeable_streams::detail
 

@@ -34,6 +34,9 @@ namespace upgradeable_streams::detail
 class session_cache
 {
 public:
+    /// Of a session, and of the peer's certificates beside it, in bytes of DER.
+    static constexpr int largest = 16 * 1024;
+
     explicit session_cache(std::size_t capacity) : capacity_(capacity) {}
 
     /// When there is no room, or the name has its share, its own oldest session goes, else the oldest of all. One that
@@ -71,7 +74,6 @@ private:
     using clock = std::chrono::system_clock;
 
     static constexpr int most_per_name = 8;
-    static constexpr int largest = 16 * 1024;
 
     struct entry
     {
@@ -122,13 +124,21 @@ inline openssl_ptr<SSL_SESSION> copy_session(const SSL_SESSION* session)
     return openssl_ptr<SSL_SESSION>(is_resumable ? SSL_SESSION_dup(session) : nullptr);
 }
 
+inline int size_of(STACK_OF(X509) * certificates)
+{
+    int size = 0;
+    for (int i = 0; i < sk_X509_num(certificates); ++i)
+        size += i2d_X509(sk_X509_value(certificates, i), nullptr);
+    return size;
+}
+
 /// Puts a client's session into the cache of its context, where there is one.
 inline int keep_session(SSL* ssl, SSL_SESSION* session)
 try
 {
     auto* const cache = context_data<session_cache>(SSL_get_SSL_CTX(ssl));
     std::string name = cache ? expected_name(ssl) : std::string();
-    if (!name.empty())
+    if (!name.empty() && size_of(SSL_get_peer_cert_chain(ssl)) <= session_cache::largest)
         if (auto copy = copy_session(session))
             cache->put(std::move(name), std::move(copy));
     return 0;

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_SERVER_IDENTITY_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_SERVER_IDENTITY_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/text.hpp>
 
 #include <asio/error_code.hpp>
@@ -36,7 +37,9 @@ inline const char* why_no_dns_name(std::string_view name)
     return name.size() > 253 ? "is longer than a DNS name can be" : nullptr;
 }
 
-inline server_identity server_identity::parse(std::string_view given)
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+UPGRADEABLE_STREAMS_DECL server_identity server_identity::parse(std::string_view given)
 {
     const auto refuse = [&](const char* reason)
     { throw std::invalid_argument("server_hostname \"" + std::string(given) + "\" " + reason); };
@@ -44,12 +47,12 @@ inline server_identity server_identity::parse(std::string_view given)
     std::string_view name = given;
     if (name.ends_with('.'))
         name.remove_suffix(1);
-    if (name.size() > 2 && name.front() == '[' && name.back() == ']')
-        name = name.substr(1, name.size() - 2);
-    const std::string_view unscoped = name.substr(0, name.find('%'));
+    const bool is_bracketed = name.size() > 2 && name.front() == '[' && name.back() == ']';
+    const std::string_view text = is_bracketed ? name.substr(1, name.size() - 2) : name;
+    const std::string_view unscoped = text.substr(0, text.find('%'));
     asio::error_code not_an_address;
     const auto address = asio::ip::make_address(std::string(unscoped), not_an_address);
-    if (!not_an_address && name.find('\0') == name.npos)
+    if (!not_an_address && (address.is_v6() || unscoped == name) && name.find('\0') == name.npos)
         return {address.to_string(), true};
 
     if (name.empty())
@@ -58,10 +61,14 @@ inline server_identity server_identity::parse(std::string_view given)
         refuse("begins with a dot: any subdomain would match");
     if (name.find('*') != name.npos)
         refuse("holds a wildcard; give the name of one host");
+    if (name.find_first_of("[]%") != name.npos)
+        refuse("holds brackets or a %, which are for IPv6 addresses");
     if (const char* const reason = why_no_dns_name(name))
         refuse(reason);
     return {std::string(name), false};
 }
+
+#endif
 
 } // namespace upgradeable_streams::detail
 

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_STARTTLS_ANSWER_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_STARTTLS_ANSWER_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
 #include <upgradeable_streams/stream_writer.hpp>
@@ -15,6 +16,8 @@
 #include <string>
 #include <string_view>
 #include <utility>
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
 namespace upgradeable_streams::detail
 {
@@ -89,5 +92,7 @@ inline asio::awaitable<stream_pair> answer_starttls_line(const stream_reader& re
 }
 
 } // namespace upgradeable_streams::detail
+
+#endif
 
 #endif

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_STARTTLS_DIALOGUE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_STARTTLS_DIALOGUE_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/deadline.hpp>
 #include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
@@ -50,6 +51,7 @@ public:
 
     /// The next line without its end, which is CRLF or LF. Control characters but these are errc::reply_malformed.
     asio::awaitable<std::string> read_line(std::string_view controls = "\t");
+    void refuse_controls(std::string_view text, std::string_view but = "\t") const;
 
     /// The lines up to one that is a dot, without what they were stuffed with (RFC 1939 section 3, RFC 3977 section
     /// 3.1.1).
@@ -114,8 +116,11 @@ private:
     std::size_t replies_size_ = 0;
 };
 
-inline starttls_dialogue::starttls_dialogue(std::string_view protocol, const stream_reader& reader,
-                                            const stream_writer& writer, const starttls::starttls_options& options)
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+UPGRADEABLE_STREAMS_DECL starttls_dialogue::starttls_dialogue(std::string_view protocol, const stream_reader& reader,
+                                                              const stream_writer& writer,
+                                                              const starttls::starttls_options& options)
     : protocol_(protocol), reader_(reader), writer_(writer), server_("the server"), policy_(options.policy),
       timeout_(options.timeout)
 {
@@ -144,7 +149,7 @@ inline starttls_dialogue::starttls_dialogue(std::string_view protocol, const str
     upgrade_.emplace(writer_.start_tls(options.tls)); // begins when it is awaited; what it refuses it refuses now
 }
 
-inline void starttls_dialogue::ask(std::string_view name, std::string_view bytes)
+UPGRADEABLE_STREAMS_DECL void starttls_dialogue::ask(std::string_view name, std::string_view bytes)
 {
     asked_ = name;
     reply_.clear();
@@ -152,7 +157,7 @@ inline void starttls_dialogue::ask(std::string_view name, std::string_view bytes
     writer_.write(bytes);
 }
 
-inline asio::awaitable<std::string> starttls_dialogue::read(std::size_t size)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<std::string> starttls_dialogue::read(std::size_t size)
 {
     if (size > most_replies - replies_size_)
         fail(errc::reply_too_long);
@@ -161,21 +166,26 @@ inline asio::awaitable<std::string> starttls_dialogue::read(std::size_t size)
     co_return bytes;
 }
 
-inline asio::awaitable<std::string> starttls_dialogue::read_line(std::string_view controls)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<std::string> starttls_dialogue::read_line(std::string_view controls)
 {
     std::string line = co_await reader_.readline();
     hear(line);
     if (!line.ends_with('\n'))
         fail(errc::incomplete_read);
     line.resize(line.size() - (line.ends_with("\r\n") ? 2 : 1));
-    const auto is_refused = [&](unsigned char c)
-    { return (c < ' ' || c == 0x7f) && controls.find(static_cast<char>(c)) == controls.npos; };
-    if (std::ranges::any_of(line, is_refused))
-        fail(errc::reply_malformed);
+    refuse_controls(line, controls);
     co_return line;
 }
 
-inline asio::awaitable<std::vector<std::string>> starttls_dialogue::read_lines_to_dot()
+UPGRADEABLE_STREAMS_DECL void starttls_dialogue::refuse_controls(std::string_view text, std::string_view but) const
+{
+    const auto is_refused = [&](unsigned char c)
+    { return (c < ' ' || c == 0x7f) && but.find(static_cast<char>(c)) == but.npos; };
+    if (std::ranges::any_of(text, is_refused))
+        fail(errc::reply_malformed);
+}
+
+UPGRADEABLE_STREAMS_DECL asio::awaitable<std::vector<std::string>> starttls_dialogue::read_lines_to_dot()
 {
     std::vector<std::string> lines;
     for (;;)
@@ -187,20 +197,20 @@ inline asio::awaitable<std::vector<std::string>> starttls_dialogue::read_lines_t
     }
 }
 
-inline asio::awaitable<std::string> starttls_dialogue::read_until(string_list separators)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<std::string> starttls_dialogue::read_until(string_list separators)
 {
     std::string bytes = co_await reader_.readuntil(separators);
     hear(bytes);
     co_return bytes;
 }
 
-inline void starttls_dialogue::refused(errc reason) const
+UPGRADEABLE_STREAMS_DECL void starttls_dialogue::refused(errc reason) const
 {
     if (policy_ == starttls_policy::require)
         fail(reason);
 }
 
-inline asio::awaitable<void> starttls_dialogue::start_tls()
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> starttls_dialogue::start_tls()
 {
     within_.reset();
     std::tie(reader_, writer_) = co_await *std::move(upgrade_);
@@ -210,7 +220,7 @@ inline asio::awaitable<void> starttls_dialogue::start_tls()
     start_clock();
 }
 
-inline void starttls_dialogue::fail(const std::error_code& reason) const
+UPGRADEABLE_STREAMS_DECL void starttls_dialogue::fail(const std::error_code& reason) const
 {
     std::string shown = printable(words_.empty() ? reply_ : words_);
     for (std::size_t at; (at = shown.find("\\x0d\\x0a")) != shown.npos;)
@@ -223,7 +233,7 @@ inline void starttls_dialogue::fail(const std::error_code& reason) const
     throw starttls_error(reason, what, reply_);
 }
 
-inline void starttls_dialogue::hear(std::string_view bytes)
+UPGRADEABLE_STREAMS_DECL void starttls_dialogue::hear(std::string_view bytes)
 {
     reply_ += bytes.substr(0, most_shown - reply_.size());
     replies_size_ += bytes.size();
@@ -231,12 +241,12 @@ inline void starttls_dialogue::hear(std::string_view bytes)
         fail(errc::reply_too_long);
 }
 
-inline void starttls_dialogue::start_clock()
+UPGRADEABLE_STREAMS_DECL void starttls_dialogue::start_clock()
 {
     within_.emplace(writer_.get_executor(), timeout_, [this] { abort(); });
 }
 
-inline void starttls_dialogue::abort()
+UPGRADEABLE_STREAMS_DECL void starttls_dialogue::abort()
 try
 {
     writer_.abort();
@@ -246,7 +256,7 @@ catch (const std::system_error&)
     // The handle is void: an upgrade that failed has closed the connection.
 }
 
-inline void starttls_dialogue::give_up()
+UPGRADEABLE_STREAMS_DECL void starttls_dialogue::give_up()
 {
     const bool is_late = within_ && within_->has_expired();
     within_.reset();
@@ -282,8 +292,8 @@ inline void starttls_dialogue::give_up()
     }
 }
 
-inline asio::awaitable<starttls::negotiated> starttls_dialogue::run(std::shared_ptr<starttls_dialogue> dialogue,
-                                                                    asio::awaitable<std::vector<std::string>> talk)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<starttls::negotiated>
+starttls_dialogue::run(std::shared_ptr<starttls_dialogue> dialogue, asio::awaitable<std::vector<std::string>> talk)
 {
     std::vector<std::string> capabilities;
     try
@@ -299,6 +309,8 @@ inline asio::awaitable<starttls::negotiated> starttls_dialogue::run(std::shared_
     co_return starttls::negotiated{dialogue->reader_, dialogue->writer_, std::move(capabilities),
                                    std::move(dialogue->greeting)};
 }
+
+#endif
 
 } // namespace upgradeable_streams::detail
 

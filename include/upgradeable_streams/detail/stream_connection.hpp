@@ -16,6 +16,7 @@
 #include <asio/buffer.hpp>
 #include <asio/cancellation_type.hpp>
 #include <asio/error.hpp>
+#include <asio/generic/stream_protocol.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/post.hpp>
 #include <asio/redirect_error.hpp>
@@ -231,6 +232,10 @@ private:
     upgradeable_stream<Socket, tls_stream> stream_;
     bool is_receiving_ = false; ///< Else a read waits for others, whose errors are none of reading.
 };
+
+#ifdef UPGRADEABLE_STREAMS_SEPARATE_COMPILATION
+extern template class stream_connection<asio::generic::stream_protocol::socket>;
+#endif
 
 } // namespace upgradeable_streams::detail
 

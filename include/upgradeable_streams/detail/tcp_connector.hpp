@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_TCP_CONNECTOR_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_TCP_CONNECTOR_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/resolve.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/detail/wait.hpp>
@@ -97,7 +98,9 @@ private:
     std::vector<connect_error::attempt> failed_;
 };
 
-inline asio::awaitable<void> tcp_connector::wait_until(std::chrono::steady_clock::time_point time)
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> tcp_connector::wait_until(std::chrono::steady_clock::time_point time)
 {
     changed_->expires_at(std::min(time, deadline_));
     co_await wait(*changed_);
@@ -110,8 +113,8 @@ inline asio::awaitable<void> tcp_connector::wait_until(std::chrono::steady_clock
 }
 
 /// The resolver cannot be interrupted, so a result that comes too late is dropped.
-inline asio::awaitable<tcp_connector::endpoints> tcp_connector::resolve(tcp::resolver& resolver, std::string host,
-                                                                        std::string service)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<tcp_connector::endpoints>
+tcp_connector::resolve(tcp::resolver& resolver, std::string host, std::string service)
 {
     const resolve_query query = {host, service, family_};
     if (const auto numbers = query.numbers(resolver); !numbers.empty())
@@ -132,7 +135,7 @@ inline asio::awaitable<tcp_connector::endpoints> tcp_connector::resolve(tcp::res
     co_return endpoints(answer->results.begin(), answer->results.end());
 }
 
-inline tcp_connector::endpoints tcp_connector::interleaved(const endpoints& given) const
+UPGRADEABLE_STREAMS_DECL tcp_connector::endpoints tcp_connector::interleaved(const endpoints& given) const
 {
     if (interleave_ == 0 || given.empty())
         return given;
@@ -152,13 +155,13 @@ inline tcp_connector::endpoints tcp_connector::interleaved(const endpoints& give
     return order;
 }
 
-inline void tcp_connector::failed(const tcp::endpoint& endpoint, std::error_code error)
+UPGRADEABLE_STREAMS_DECL void tcp_connector::failed(const tcp::endpoint& endpoint, std::error_code error)
 {
     failed_.push_back({socket_address(endpoint).to_string(), error});
 }
 
 /// When every address failed for the same reason, that is the reason.
-inline void tcp_connector::give_up(std::error_code error)
+UPGRADEABLE_STREAMS_DECL void tcp_connector::give_up(std::error_code error)
 {
     if (!error)
     {
@@ -169,7 +172,7 @@ inline void tcp_connector::give_up(std::error_code error)
     throw connect_error(error, target_, std::move(failed_));
 }
 
-inline void tcp_connector::start(const tcp::endpoint& endpoint, const endpoints& local)
+UPGRADEABLE_STREAMS_DECL void tcp_connector::start(const tcp::endpoint& endpoint, const endpoints& local)
 {
     tcp::socket socket(changed_->get_executor());
     asio::error_code error;
@@ -201,7 +204,7 @@ inline void tcp_connector::start(const tcp::endpoint& endpoint, const endpoints&
                                });
 }
 
-inline asio::awaitable<asio::ip::tcp::socket> tcp_connector::connect()
+UPGRADEABLE_STREAMS_DECL asio::awaitable<asio::ip::tcp::socket> tcp_connector::connect()
 {
     const auto keep = shared_from_this();
     changed_.emplace(co_await asio::this_coro::executor);
@@ -232,6 +235,8 @@ inline asio::awaitable<asio::ip::tcp::socket> tcp_connector::connect()
     }
     co_return std::move(*connected_);
 }
+
+#endif
 
 } // namespace upgradeable_streams::detail
 

@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_DETAIL_TLS_SETTINGS_HPP
 
 #include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/context_data.hpp>
 #include <upgradeable_streams/detail/dane.hpp>
 #include <upgradeable_streams/detail/openssl.hpp>
@@ -80,7 +81,31 @@ inline void require_positive(std::chrono::steady_clock::duration timeout, const 
         throw std::invalid_argument(std::string(name) + " must be greater than zero");
 }
 
-inline void tls_settings::apply(const tls_options& options)
+/// What failed, for an error.
+std::string name_of_upgrade(const tls_settings& settings);
+
+/// Whose certificate was not accepted, for whom, and why.
+std::string refusal_of_certificate(SSL* ssl, const tls_settings& settings);
+
+/// What an upgrade was asked for, checked when the call was made.
+struct upgrade_request
+{
+    upgrade_request(tls_settings defaults, const tls_options& options, bool plain)
+        : settings(std::move(defaults)), received(options.received)
+    {
+        settings.apply(options);
+        if (plain && settings.context)
+            ssl = settings.make_ssl();
+    }
+
+    tls_settings settings;
+    openssl_ptr<SSL> ssl;
+    std::string received;
+};
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+UPGRADEABLE_STREAMS_DECL void tls_settings::apply(const tls_options& options)
 {
     if (options.ssl || options.role || !options.server_hostname.empty())
         session.reset();
@@ -122,7 +147,7 @@ inline void tls_settings::apply(const tls_options& options)
         suppress_ragged_eofs = *options.suppress_ragged_eofs;
 }
 
-inline void tls_settings::check_tlsa_records() const
+UPGRADEABLE_STREAMS_DECL void tls_settings::check_tlsa_records() const
 {
     if (tlsa_records.empty())
         return;
@@ -137,7 +162,7 @@ inline void tls_settings::check_tlsa_records() const
         throw std::invalid_argument(std::string("tlsa_records ") + problem);
 }
 
-inline openssl_ptr<SSL> tls_settings::make_ssl() const
+UPGRADEABLE_STREAMS_DECL openssl_ptr<SSL> tls_settings::make_ssl() const
 {
     check_tlsa_records();
     openssl_ptr<SSL> ssl(SSL_new(context.get()));
@@ -183,14 +208,12 @@ inline openssl_ptr<SSL> tls_settings::make_ssl() const
     return ssl;
 }
 
-/// What failed, for an error.
-inline std::string name_of_upgrade(const tls_settings& settings)
+UPGRADEABLE_STREAMS_DECL std::string name_of_upgrade(const tls_settings& settings)
 {
     return "TLS upgrade" + (settings.server_hostname.empty() ? "" : " with " + settings.server_hostname);
 }
 
-/// Whose certificate was not accepted, for whom, and why.
-inline std::string refusal_of_certificate(SSL* ssl, const tls_settings& settings)
+UPGRADEABLE_STREAMS_DECL std::string refusal_of_certificate(SSL* ssl, const tls_settings& settings)
 {
     const long reason = SSL_get_verify_result(ssl);
     std::string text = "the peer's certificate";
@@ -199,7 +222,7 @@ inline std::string refusal_of_certificate(SSL* ssl, const tls_settings& settings
     if (chain && sk_X509_num(chain) > 0)
         given.emplace(sk_X509_value(chain, 0));
     if (given)
-        text += " (" + given->subject() + ")";
+        text += " (" + printable(given->subject()) + ")";
     text += " is not accepted";
     if (settings.role == tls_role::client)
         text += " for \"" + settings.server_hostname + "\"";
@@ -217,7 +240,7 @@ inline std::string refusal_of_certificate(SSL* ssl, const tls_settings& settings
     return text;
 }
 
-inline void tls_settings::resume(SSL* from)
+UPGRADEABLE_STREAMS_DECL void tls_settings::resume(SSL* from)
 {
     const auto refuse_unless = [](bool condition, const char* what)
     {
@@ -233,7 +256,7 @@ inline void tls_settings::resume(SSL* from)
     session = copy_session(SSL_get_session(from));
 }
 
-inline void tls_settings::offer_known_session(SSL* ssl)
+UPGRADEABLE_STREAMS_DECL void tls_settings::offer_known_session(SSL* ssl)
 {
     const std::shared_ptr<SSL_SESSION> given = std::move(session);
     openssl_ptr<SSL_SESSION> kept;
@@ -243,21 +266,7 @@ inline void tls_settings::offer_known_session(SSL* ssl)
         offer_session(ssl, given ? given.get() : kept.get());
 }
 
-/// What an upgrade was asked for, checked when the call was made.
-struct upgrade_request
-{
-    upgrade_request(tls_settings defaults, const tls_options& options, bool plain)
-        : settings(std::move(defaults)), received(options.received)
-    {
-        settings.apply(options);
-        if (plain && settings.context)
-            ssl = settings.make_ssl();
-    }
-
-    tls_settings settings;
-    openssl_ptr<SSL> ssl;
-    std::string received;
-};
+#endif
 
 } // namespace upgradeable_streams::detail
 

@@ -3,6 +3,8 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_WAIT_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_WAIT_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
+
 #include <asio/awaitable.hpp>
 #include <asio/bind_cancellation_slot.hpp>
 #include <asio/cancellation_signal.hpp>
@@ -41,7 +43,11 @@ struct cancellation_relay
 };
 
 /// Returns when the timer expires or is cancelled; throws asio::error::operation_aborted when the caller is.
-inline asio::awaitable<void> wait(asio::steady_timer& timer)
+asio::awaitable<void> wait(asio::steady_timer& timer);
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> wait(asio::steady_timer& timer)
 {
     const auto cancellation = std::make_shared<cancellation_relay>();
     const asio::cancellation_state state = co_await asio::this_coro::cancellation_state;
@@ -58,6 +64,8 @@ inline asio::awaitable<void> wait(asio::steady_timer& timer)
     if (cancellation->was_cancelled)
         throw std::system_error(asio::error::operation_aborted);
 }
+
+#endif
 
 } // namespace upgradeable_streams::detail
 

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_WRITE_SIDE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_WRITE_SIDE_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/erased_stream.hpp>
 #include <upgradeable_streams/detail/send_queue.hpp>
 #include <upgradeable_streams/detail/strand.hpp>
@@ -27,6 +28,21 @@
 
 namespace upgradeable_streams::detail
 {
+
+/// What an exception tells; one without a code tells a want of memory.
+inline std::error_code code_of(const std::exception_ptr& error)
+try
+{
+    std::rethrow_exception(error);
+}
+catch (const std::system_error& e)
+{
+    return e.code();
+}
+catch (...)
+{
+    return asio::error::no_memory;
+}
 
 inline void throw_if(bool condition, errc error)
 {
@@ -98,6 +114,7 @@ protected:
     }
 
     void spend(std::size_t size) { spent_ += size + 64; }
+    std::size_t left_of_turn() const { return spent_ < turn_size ? turn_size - spent_ : 0; }
     asio::awaitable<void> wait_change() { return wait(*changed_); }
 
     const std::shared_ptr<strand> strand_;
@@ -153,7 +170,9 @@ private:
     write_side& write_side_;
 };
 
-inline void write_side::write(std::string_view data)
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
+UPGRADEABLE_STREAMS_DECL void write_side::write(std::string_view data)
 {
     if (data.size() >= large_write)
     {
@@ -178,7 +197,7 @@ inline void write_side::write(std::string_view data)
     schedule_send();
 }
 
-inline void write_side::schedule_send()
+UPGRADEABLE_STREAMS_DECL void write_side::schedule_send()
 {
     if (send_scheduled_ || in_turn_ || is_blocked_)
         return;
@@ -192,7 +211,7 @@ inline void write_side::schedule_send()
 }
 
 /// Takes from `data` what the stream does; whether that was all.
-inline bool write_side::hand_over(std::string_view& data)
+UPGRADEABLE_STREAMS_DECL bool write_side::hand_over(std::string_view& data)
 {
     while (!data.empty())
     {
@@ -211,7 +230,7 @@ inline bool write_side::hand_over(std::string_view& data)
 }
 
 /// Goes on with what is queued when the stream takes more, or at the next turn.
-inline void write_side::block()
+UPGRADEABLE_STREAMS_DECL void write_side::block()
 {
     is_blocked_ = true;
     paused_ = paused_ || queued() > high_;
@@ -221,14 +240,14 @@ inline void write_side::block()
             return async_write(asio::buffer(queue_.begin()));
         asio::post(get_executor(), [self = shared_from_this()] { self->written({}, 0); });
     }
-    catch (const std::bad_alloc&)
+    catch (...)
     {
         is_blocked_ = false;
-        lose(asio::error::no_memory);
+        lose(code_of(std::current_exception()));
     }
 }
 
-inline void write_side::send()
+UPGRADEABLE_STREAMS_DECL void write_side::send()
 {
     while (!is_blocked_ && !lost_ && !closed_ && !queue_.empty())
     {
@@ -245,7 +264,7 @@ inline void write_side::send()
         paused_ = false;
 }
 
-inline void write_side::written(const asio::error_code& error, std::size_t size)
+UPGRADEABLE_STREAMS_DECL void write_side::written(const asio::error_code& error, std::size_t size)
 {
     is_blocked_ = false;
     unsent_ = 0;
@@ -257,7 +276,7 @@ inline void write_side::written(const asio::error_code& error, std::size_t size)
     changed_->cancel();
 }
 
-inline void write_side::lose(const std::error_code& reason)
+UPGRADEABLE_STREAMS_DECL void write_side::lose(const std::error_code& reason)
 {
     if (!lost_ && !closed_)
         lost_ = reason;
@@ -266,7 +285,7 @@ inline void write_side::lose(const std::error_code& reason)
     changed_->cancel();
 }
 
-inline asio::awaitable<void> write_side::flush()
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void> write_side::flush()
 {
     send();
     while ((queued() > 0 || !is_flushed()) && !lost_ && !closed_)
@@ -278,6 +297,8 @@ inline asio::awaitable<void> write_side::flush()
     }
     throw_if_lost();
 }
+
+#endif
 
 } // namespace upgradeable_streams::detail
 

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_STARTTLS_FTP_HPP
 #define UPGRADEABLE_STREAMS_STARTTLS_FTP_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_code.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
@@ -55,6 +56,8 @@ asio::awaitable<stream_pair> answer_ftp(const stream_reader& reader, const strea
                                         const tls_options& options = {});
 
 } // namespace starttls
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
 namespace detail
 {
@@ -142,14 +145,14 @@ inline asio::awaitable<std::vector<std::string>> talk_ftp(starttls_dialogue& dia
 namespace starttls
 {
 
-inline asio::awaitable<negotiated> ftp(const stream_reader& reader, const stream_writer& writer,
-                                       const starttls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> ftp(const stream_reader& reader, const stream_writer& writer,
+                                                         const starttls_options& options)
 {
     return detail::starttls_dialogue::run("FTP", reader, writer, options, detail::talk_ftp);
 }
 
-inline asio::awaitable<stream_pair> answer_ftp(const stream_reader& reader, const stream_writer& writer,
-                                               std::string_view line, const tls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair>
+answer_ftp(const stream_reader& reader, const stream_writer& writer, std::string_view line, const tls_options& options)
 {
     detail::require_request(is_ftp_request(line), "answer_ftp", "AUTH");
     detail::take_word(line);
@@ -165,6 +168,9 @@ inline asio::awaitable<stream_pair> answer_ftp(const stream_reader& reader, cons
 }
 
 } // namespace starttls
+
+#endif
+
 } // namespace upgradeable_streams
 
 #endif

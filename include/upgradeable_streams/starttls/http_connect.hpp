@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_STARTTLS_HTTP_CONNECT_HPP
 #define UPGRADEABLE_STREAMS_STARTTLS_HTTP_CONNECT_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/server_identity.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
@@ -59,6 +60,8 @@ asio::awaitable<negotiated> http_connect(const stream_reader& reader, const stre
                                          const http_connect_options& options = {});
 
 } // namespace starttls
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
 namespace detail
 {
@@ -129,9 +132,9 @@ inline asio::awaitable<std::vector<std::string>> talk_http_connect(starttls_dial
 namespace starttls
 {
 
-inline asio::awaitable<negotiated> http_connect(const stream_reader& reader, const stream_writer& writer,
-                                                std::string_view host, port_number port,
-                                                const http_connect_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> http_connect(const stream_reader& reader,
+                                                                  const stream_writer& writer, std::string_view host,
+                                                                  port_number port, const http_connect_options& options)
 {
     const std::string target = detail::make_authority(host, port.to_string());
     starttls_options tunnel = {.policy = options.policy, .tls = options.tls, .timeout = options.timeout};
@@ -144,6 +147,9 @@ inline asio::awaitable<negotiated> http_connect(const stream_reader& reader, con
 }
 
 } // namespace starttls
+
+#endif
+
 } // namespace upgradeable_streams
 
 #endif

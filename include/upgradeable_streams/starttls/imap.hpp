@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_STARTTLS_IMAP_HPP
 #define UPGRADEABLE_STREAMS_STARTTLS_IMAP_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
 #include <upgradeable_streams/detail/text.hpp>
@@ -43,6 +44,8 @@ asio::awaitable<stream_pair> answer_imap(const stream_reader& reader, const stre
                                          std::string_view line, const tls_options& options = {});
 
 } // namespace starttls
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
 namespace detail
 {
@@ -143,19 +146,19 @@ inline std::string_view take_tag(std::string_view& line)
 namespace starttls
 {
 
-inline asio::awaitable<negotiated> imap(const stream_reader& reader, const stream_writer& writer,
-                                        const starttls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> imap(const stream_reader& reader, const stream_writer& writer,
+                                                          const starttls_options& options)
 {
     return detail::starttls_dialogue::run("IMAP", reader, writer, options, detail::talk_imap);
 }
 
-inline bool is_imap_request(std::string_view line)
+UPGRADEABLE_STREAMS_DECL bool is_imap_request(std::string_view line)
 {
     return !detail::take_tag(line).empty() && detail::take_word(line) == "starttls";
 }
 
-inline asio::awaitable<stream_pair> answer_imap(const stream_reader& reader, const stream_writer& writer,
-                                                std::string_view line, const tls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair>
+answer_imap(const stream_reader& reader, const stream_writer& writer, std::string_view line, const tls_options& options)
 {
     detail::require_request(is_imap_request(line), "answer_imap", "a tag and STARTTLS");
     const std::string tag(detail::take_tag(line));
@@ -169,6 +172,9 @@ inline asio::awaitable<stream_pair> answer_imap(const stream_reader& reader, con
 }
 
 } // namespace starttls
+
+#endif
+
 } // namespace upgradeable_streams
 
 #endif

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_STARTTLS_IRC_HPP
 #define UPGRADEABLE_STREAMS_STARTTLS_IRC_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
 #include <upgradeable_streams/detail/text.hpp>
@@ -49,6 +50,8 @@ asio::awaitable<stream_pair> answer_irc(const stream_reader& reader, const strea
 
 } // namespace starttls
 
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
 namespace detail
 {
 
@@ -91,15 +94,16 @@ inline asio::awaitable<std::vector<std::string>> talk_irc(starttls_dialogue& dia
 namespace starttls
 {
 
-inline asio::awaitable<negotiated> irc(const stream_reader& reader, const stream_writer& writer,
-                                       const starttls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> irc(const stream_reader& reader, const stream_writer& writer,
+                                                         const starttls_options& options)
 {
     return detail::starttls_dialogue::run("IRC", reader, writer, options, detail::talk_irc);
 }
 
-inline asio::awaitable<stream_pair> answer_irc(const stream_reader& reader, const stream_writer& writer,
-                                               std::string_view line, std::string_view server_name,
-                                               const tls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> answer_irc(const stream_reader& reader,
+                                                                 const stream_writer& writer, std::string_view line,
+                                                                 std::string_view server_name,
+                                                                 const tls_options& options)
 {
     detail::require_request(is_irc_request(line), "answer_irc", "STARTTLS");
     if (!detail::is_word(server_name))
@@ -115,6 +119,9 @@ inline asio::awaitable<stream_pair> answer_irc(const stream_reader& reader, cons
 }
 
 } // namespace starttls
+
+#endif
+
 } // namespace upgradeable_streams
 
 #endif

@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/detail/ber.hpp>
 #include <upgradeable_streams/detail/byte_order.hpp>
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
 #include <upgradeable_streams/error.hpp>
@@ -45,6 +46,8 @@ asio::awaitable<stream_pair> answer_ldap(const stream_reader& reader, const stre
                                          std::string_view message, const tls_options& options = {});
 
 } // namespace starttls
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
 namespace detail
 {
@@ -186,21 +189,22 @@ inline asio::awaitable<std::vector<std::string>> talk_ldap(starttls_dialogue& di
 namespace starttls
 {
 
-inline asio::awaitable<negotiated> ldap(const stream_reader& reader, const stream_writer& writer,
-                                        const starttls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> ldap(const stream_reader& reader, const stream_writer& writer,
+                                                          const starttls_options& options)
 {
     return detail::starttls_dialogue::run("LDAP", reader, writer, options, detail::talk_ldap);
 }
 
-inline bool is_ldap_request(std::string_view message)
+UPGRADEABLE_STREAMS_DECL bool is_ldap_request(std::string_view message)
 {
     auto request = detail::ldap_message::parse(message, detail::ldap_extended_request);
     return request && static_cast<signed char>(request->id[0]) >= 0 && detail::parse_big_endian(request->id) > 0 &&
            detail::take_ber(request->operation, detail::ldap_request_name) == detail::start_tls_oid;
 }
 
-inline asio::awaitable<stream_pair> answer_ldap(const stream_reader& reader, const stream_writer& writer,
-                                                std::string_view message, const tls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> answer_ldap(const stream_reader& reader,
+                                                                  const stream_writer& writer, std::string_view message,
+                                                                  const tls_options& options)
 {
     using namespace detail;
     require_request(is_ldap_request(message), "answer_ldap", "a StartTLS request");
@@ -230,6 +234,9 @@ inline asio::awaitable<stream_pair> answer_ldap(const stream_reader& reader, con
 }
 
 } // namespace starttls
+
+#endif
+
 } // namespace upgradeable_streams
 
 #endif

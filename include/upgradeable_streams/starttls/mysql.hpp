@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_STARTTLS_MYSQL_HPP
 
 #include <upgradeable_streams/detail/byte_order.hpp>
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/starttls/negotiation.hpp>
@@ -55,6 +56,8 @@ asio::awaitable<negotiated> mysql(const stream_reader& reader, const stream_writ
 std::string mysql_login_header(const negotiated& connection, const mysql_client& client = {});
 
 } // namespace starttls
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
 namespace detail
 {
@@ -120,13 +123,13 @@ inline asio::awaitable<std::vector<std::string>> talk_mysql(starttls_dialogue& d
 namespace starttls
 {
 
-inline asio::awaitable<negotiated> mysql(const stream_reader& reader, const stream_writer& writer,
-                                         const starttls_options& options, const mysql_client& client)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> mysql(const stream_reader& reader, const stream_writer& writer,
+                                                           const starttls_options& options, const mysql_client& client)
 {
     return detail::starttls_dialogue::run("MySQL", reader, writer, options, detail::talk_mysql, client);
 }
 
-inline std::string mysql_login_header(const negotiated& connection, const mysql_client& client)
+UPGRADEABLE_STREAMS_DECL std::string mysql_login_header(const negotiated& connection, const mysql_client& client)
 {
     const std::optional<std::uint32_t> server = detail::parse_mysql_capabilities(connection.greeting);
     if (!server)
@@ -135,6 +138,9 @@ inline std::string mysql_login_header(const negotiated& connection, const mysql_
 }
 
 } // namespace starttls
+
+#endif
+
 } // namespace upgradeable_streams
 
 #endif

@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_STARTTLS_NBD_HPP
 
 #include <upgradeable_streams/detail/byte_order.hpp>
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
 #include <upgradeable_streams/error.hpp>
@@ -54,6 +55,8 @@ asio::awaitable<stream_pair> answer_nbd(const stream_reader& reader, const strea
                                         std::string_view option, const tls_options& options = {});
 
 } // namespace starttls
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
 namespace detail
 {
@@ -121,13 +124,13 @@ inline std::string make_nbd_reply(nbd_reply type, std::string_view words)
 namespace starttls
 {
 
-inline asio::awaitable<negotiated> nbd(const stream_reader& reader, const stream_writer& writer,
-                                       const starttls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> nbd(const stream_reader& reader, const stream_writer& writer,
+                                                         const starttls_options& options)
 {
     return detail::starttls_dialogue::run("NBD", reader, writer, options, detail::talk_nbd);
 }
 
-inline bool is_nbd_request(std::string_view option)
+UPGRADEABLE_STREAMS_DECL bool is_nbd_request(std::string_view option)
 {
     constexpr std::size_t before_size = detail::nbd_start_tls.size() - 4;
     return option.size() >= detail::nbd_start_tls.size() &&
@@ -135,8 +138,9 @@ inline bool is_nbd_request(std::string_view option)
            detail::parse_big_endian(option.substr(before_size, 4)) == option.size() - detail::nbd_start_tls.size();
 }
 
-inline asio::awaitable<stream_pair> answer_nbd(const stream_reader& reader, const stream_writer& writer,
-                                               std::string_view option, const tls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> answer_nbd(const stream_reader& reader,
+                                                                 const stream_writer& writer, std::string_view option,
+                                                                 const tls_options& options)
 {
     using namespace detail;
     require_request(is_nbd_request(option), "answer_nbd", "NBD_OPT_STARTTLS");
@@ -149,6 +153,9 @@ inline asio::awaitable<stream_pair> answer_nbd(const stream_reader& reader, cons
 }
 
 } // namespace starttls
+
+#endif
+
 } // namespace upgradeable_streams
 
 #endif

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_STARTTLS_NNTP_HPP
 #define UPGRADEABLE_STREAMS_STARTTLS_NNTP_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_code.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
@@ -46,6 +47,8 @@ asio::awaitable<stream_pair> answer_nntp(const stream_reader& reader, const stre
                                          std::string_view line, const tls_options& options = {});
 
 } // namespace starttls
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
 namespace detail
 {
@@ -103,14 +106,14 @@ inline asio::awaitable<std::vector<std::string>> talk_nntp(starttls_dialogue& di
 namespace starttls
 {
 
-inline asio::awaitable<negotiated> nntp(const stream_reader& reader, const stream_writer& writer,
-                                        const starttls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> nntp(const stream_reader& reader, const stream_writer& writer,
+                                                          const starttls_options& options)
 {
     return detail::starttls_dialogue::run("NNTP", reader, writer, options, detail::talk_nntp);
 }
 
-inline asio::awaitable<stream_pair> answer_nntp(const stream_reader& reader, const stream_writer& writer,
-                                                std::string_view line, const tls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair>
+answer_nntp(const stream_reader& reader, const stream_writer& writer, std::string_view line, const tls_options& options)
 {
     detail::require_request(is_nntp_request(line), "answer_nntp", "STARTTLS");
     return detail::answer_starttls_line(reader, writer, line, options,
@@ -121,6 +124,9 @@ inline asio::awaitable<stream_pair> answer_nntp(const stream_reader& reader, con
 }
 
 } // namespace starttls
+
+#endif
+
 } // namespace upgradeable_streams
 
 #endif

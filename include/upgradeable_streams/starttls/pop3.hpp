@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_STARTTLS_POP3_HPP
 #define UPGRADEABLE_STREAMS_STARTTLS_POP3_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
 #include <upgradeable_streams/detail/text.hpp>
@@ -42,6 +43,8 @@ asio::awaitable<stream_pair> answer_pop3(const stream_reader& reader, const stre
                                          std::string_view line, const tls_options& options = {});
 
 } // namespace starttls
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
 namespace detail
 {
@@ -92,14 +95,14 @@ inline asio::awaitable<std::vector<std::string>> talk_pop3(starttls_dialogue& di
 namespace starttls
 {
 
-inline asio::awaitable<negotiated> pop3(const stream_reader& reader, const stream_writer& writer,
-                                        const starttls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> pop3(const stream_reader& reader, const stream_writer& writer,
+                                                          const starttls_options& options)
 {
     return detail::starttls_dialogue::run("POP3", reader, writer, options, detail::talk_pop3);
 }
 
-inline asio::awaitable<stream_pair> answer_pop3(const stream_reader& reader, const stream_writer& writer,
-                                                std::string_view line, const tls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair>
+answer_pop3(const stream_reader& reader, const stream_writer& writer, std::string_view line, const tls_options& options)
 {
     detail::require_request(is_pop3_request(line), "answer_pop3", "STLS");
     return detail::answer_starttls_line(reader, writer, line, options,
@@ -110,6 +113,9 @@ inline asio::awaitable<stream_pair> answer_pop3(const stream_reader& reader, con
 }
 
 } // namespace starttls
+
+#endif
+
 } // namespace upgradeable_streams
 
 #endif

@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_STARTTLS_POSTGRES_HPP
 
 #include <upgradeable_streams/detail/byte_order.hpp>
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
 #include <upgradeable_streams/error.hpp>
@@ -53,6 +54,8 @@ asio::awaitable<stream_pair> answer_postgres(const stream_reader& reader, const 
 
 } // namespace starttls
 
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
 namespace detail
 {
 
@@ -100,20 +103,25 @@ inline asio::awaitable<std::vector<std::string>> talk_postgres(starttls_dialogue
 namespace starttls
 {
 
-inline asio::awaitable<negotiated> postgres(const stream_reader& reader, const stream_writer& writer,
-                                            const starttls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> postgres(const stream_reader& reader, const stream_writer& writer,
+                                                              const starttls_options& options)
 {
     return detail::starttls_dialogue::run("PostgreSQL", reader, writer, options, detail::talk_postgres);
 }
 
-inline asio::awaitable<stream_pair> answer_postgres(const stream_reader& reader, const stream_writer& writer,
-                                                    std::string_view bytes, const tls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> answer_postgres(const stream_reader& reader,
+                                                                      const stream_writer& writer,
+                                                                      std::string_view bytes,
+                                                                      const tls_options& options)
 {
     detail::require_request(is_postgres_request(bytes), "answer_postgres", "an SSLRequest");
     return detail::answer_starttls(reader, writer, options, {.granted = "S", .unavailable = "N", .encrypted = "N"});
 }
 
 } // namespace starttls
+
+#endif
+
 } // namespace upgradeable_streams
 
 #endif

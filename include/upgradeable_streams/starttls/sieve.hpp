@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_STARTTLS_SIEVE_HPP
 #define UPGRADEABLE_STREAMS_STARTTLS_SIEVE_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
 #include <upgradeable_streams/detail/text.hpp>
@@ -47,6 +48,8 @@ asio::awaitable<stream_pair> answer_sieve(const stream_reader& reader, const str
 
 } // namespace starttls
 
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+
 namespace detail
 {
 
@@ -85,6 +88,8 @@ inline asio::awaitable<std::vector<std::string>> expect_sieve(starttls_dialogue&
             if (const std::optional<std::size_t> size = literal_size(rest))
             {
                 text = co_await dialogue.read(*size);
+                if (!is_status)
+                    dialogue.refuse_controls(*text);
                 line = co_await dialogue.read_line();
                 rest = line;
             }
@@ -126,14 +131,15 @@ inline asio::awaitable<std::vector<std::string>> talk_sieve(starttls_dialogue& d
 namespace starttls
 {
 
-inline asio::awaitable<negotiated> sieve(const stream_reader& reader, const stream_writer& writer,
-                                         const starttls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> sieve(const stream_reader& reader, const stream_writer& writer,
+                                                           const starttls_options& options)
 {
     return detail::starttls_dialogue::run("ManageSieve", reader, writer, options, detail::talk_sieve);
 }
 
-inline asio::awaitable<stream_pair> answer_sieve(const stream_reader& reader, const stream_writer& writer,
-                                                 std::string_view line, const tls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> answer_sieve(const stream_reader& reader,
+                                                                   const stream_writer& writer, std::string_view line,
+                                                                   const tls_options& options)
 {
     detail::require_request(is_sieve_request(line), "answer_sieve", "STARTTLS");
     return detail::answer_starttls_line(reader, writer, line, options,
@@ -144,6 +150,9 @@ inline asio::awaitable<stream_pair> answer_sieve(const stream_reader& reader, co
 }
 
 } // namespace starttls
+
+#endif
+
 } // namespace upgradeable_streams
 
 #endif

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_STARTTLS_SMTP_HPP
 #define UPGRADEABLE_STREAMS_STARTTLS_SMTP_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_code.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
@@ -48,6 +49,8 @@ asio::awaitable<stream_pair> answer_smtp(const stream_reader& reader, const stre
                                          std::string_view line, const tls_options& options = {});
 
 } // namespace starttls
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
 namespace detail
 {
@@ -122,14 +125,14 @@ inline asio::awaitable<starttls::negotiated> negotiate_smtp(std::string_view pro
 namespace starttls
 {
 
-inline asio::awaitable<negotiated> smtp(const stream_reader& reader, const stream_writer& writer,
-                                        const starttls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> smtp(const stream_reader& reader, const stream_writer& writer,
+                                                          const starttls_options& options)
 {
     return detail::negotiate_smtp("SMTP", "EHLO", reader, writer, options);
 }
 
-inline asio::awaitable<stream_pair> answer_smtp(const stream_reader& reader, const stream_writer& writer,
-                                                std::string_view line, const tls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair>
+answer_smtp(const stream_reader& reader, const stream_writer& writer, std::string_view line, const tls_options& options)
 {
     detail::require_request(is_smtp_request(line), "answer_smtp", "STARTTLS");
     return detail::answer_starttls_line(reader, writer, line, options,
@@ -140,6 +143,9 @@ inline asio::awaitable<stream_pair> answer_smtp(const stream_reader& reader, con
 }
 
 } // namespace starttls
+
+#endif
+
 } // namespace upgradeable_streams
 
 #endif

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_STARTTLS_XMPP_HPP
 #define UPGRADEABLE_STREAMS_STARTTLS_XMPP_HPP
 
+#include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/starttls_answer.hpp>
 #include <upgradeable_streams/detail/starttls_dialogue.hpp>
 #include <upgradeable_streams/detail/xml.hpp>
@@ -49,6 +50,8 @@ asio::awaitable<stream_pair> answer_xmpp(const stream_reader& reader, const stre
                                          std::string_view element, const tls_options& options = {});
 
 } // namespace starttls
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
 namespace detail
 {
@@ -177,29 +180,30 @@ inline asio::awaitable<starttls::negotiated> negotiate_xmpp(const stream_reader&
 namespace starttls
 {
 
-inline asio::awaitable<negotiated> xmpp(const stream_reader& reader, const stream_writer& writer,
-                                        const starttls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> xmpp(const stream_reader& reader, const stream_writer& writer,
+                                                          const starttls_options& options)
 {
     return detail::negotiate_xmpp(reader, writer, options, " xmlns='jabber:client'");
 }
 
-inline asio::awaitable<negotiated> xmpp_server(const stream_reader& reader, const stream_writer& writer,
-                                               const starttls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated>
+xmpp_server(const stream_reader& reader, const stream_writer& writer, const starttls_options& options)
 {
     return detail::negotiate_xmpp(reader, writer, options,
                                   " xmlns='jabber:server'" +
                                       detail::make_xmpp_attribute("from", options.client_name, "client_name"));
 }
 
-inline bool is_xmpp_request(std::string_view element)
+UPGRADEABLE_STREAMS_DECL bool is_xmpp_request(std::string_view element)
 {
     element.remove_prefix(std::min(element.find_first_not_of(detail::xml_space), element.size()));
     const std::optional<detail::xml_tag> tag = detail::first_xml_tag(element);
     return tag && !tag->is_end && tag->name == "starttls" && tag->attribute("xmlns") == detail::xmpp_tls;
 }
 
-inline asio::awaitable<stream_pair> answer_xmpp(const stream_reader& reader, const stream_writer& writer,
-                                                std::string_view element, const tls_options& options)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> answer_xmpp(const stream_reader& reader,
+                                                                  const stream_writer& writer, std::string_view element,
+                                                                  const tls_options& options)
 {
     detail::require_request(is_xmpp_request(element), "answer_xmpp", "<starttls/>");
     constexpr std::string_view failure = "<failure xmlns='urn:ietf:params:xml:ns:xmpp-tls'/></stream:stream>";
@@ -211,6 +215,9 @@ inline asio::awaitable<stream_pair> answer_xmpp(const stream_reader& reader, con
 }
 
 } // namespace starttls
+
+#endif
+
 } // namespace upgradeable_streams
 
 #endif
