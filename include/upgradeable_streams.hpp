@@ -3,6 +3,16 @@
 #ifndef UPGRADEABLE_STREAMS_HPP
 #define UPGRADEABLE_STREAMS_HPP
 
+#if !defined(_MSVC_LANG) && __cplusplus < 202002L
+#error "upgradeable_streams is for C++20: compile with -std=c++20"
+#endif
+
+#include <asio/awaitable.hpp>
+#ifndef ASIO_HAS_CO_AWAIT
+#error                                                                                                                 \
+    "Asio has no coroutines here; with clang and Asio before 1.26 define ASIO_HAS_CO_AWAIT and ASIO_HAS_STD_COROUTINE"
+#endif
+
 #include <upgradeable_streams/callable_view.hpp>
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/channel_binding.hpp>

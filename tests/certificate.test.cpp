@@ -69,6 +69,14 @@ TEST_CASE("certificate: times before 1970 and after 2038 are right")
     CHECK(certificate.not_after() < start + days(36501));
 }
 
+TEST_CASE("certificate: subject_alt_names tells addresses for mail and URIs, by which clients are known")
+{
+    const auto certificate = load(test::authority().issue(
+        {.common_name = "me", .emails = {"me@example.org"}, .uris = {"spiffe://example.org/me"}, .client_auth = true}));
+    CHECK(certificate.subject_alt_names() ==
+          std::vector<std::string>{"email:me@example.org", "URI:spiffe://example.org/me"});
+}
+
 TEST_CASE("certificate: subject_alt_names tells DNS names and IP addresses, in order")
 {
     const auto certificate = load(test::authority().issue(

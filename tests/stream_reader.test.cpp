@@ -288,6 +288,26 @@ TEST_CASE("readinto: at least one byte and at most as many as there is memory, i
         });
 }
 
+TEMPLATE_TEST_CASE("readinto, write: take memory of any type of bytes", "", std::byte, unsigned char, char)
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            auto link = co_await link_with_raw_peer();
+            link.send("bytes");
+            std::vector<TestType> memory(5);
+            const std::size_t read = co_await link.reader.readinto(memory);
+            CHECK(read == 5);
+            const std::vector<TestType> given = memory;
+            link.writer.write(given);
+            link.writer.write(std::span(given).first(2));
+            link.writer.close();
+            co_await link.writer.wait_closed();
+            const std::string echoed = link.peer.recv_all();
+            CHECK(echoed == "bytesby");
+        });
+}
+
 TEST_CASE("readinto: touches no memory beyond what it says")
 {
     const auto chunk = GENERATE(from_range(test::chunk_sizes));

@@ -1709,12 +1709,6 @@ TEST_CASE("start_tls: the old handles throw errc::connection_upgraded from then 
                                     co_return;
                                 }},
                                {"drain", [&]() -> awaitable<void> { co_await old_writer.drain(); }},
-                               {"close",
-                                [&]() -> awaitable<void>
-                                {
-                                    old_writer.close();
-                                    co_return;
-                                }},
                                {"wait_closed", [&]() -> awaitable<void> { co_await old_writer.wait_closed(); }},
                                {"set_write_buffer_limits", [&]() -> awaitable<void>
                                 {
@@ -1732,6 +1726,47 @@ TEST_CASE("start_tls: the old handles throw errc::connection_upgraded from then 
             link.writer.write("unharmed\n");
             const std::string line = co_await link.peer_reader.readline();
             CHECK(line == "unharmed\n");
+        });
+}
+
+TEST_CASE("close, abort: end the connection through a writer from before the upgrade too, and the upgrade itself")
+{
+    const bool aborts = GENERATE(false, true);
+    const bool during = GENERATE(false, true);
+    CAPTURE(aborts, during);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            stream_link link = co_await upgradeable_link();
+            us::stream_writer old_writer = link.writer;
+            if (during)
+            {
+                auto upgrading = test::spawn(executor, [&] { return link.writer.start_tls(); });
+                co_await test::turns();
+                CHECK(!upgrading.done());
+                aborts ? old_writer.abort() : old_writer.close();
+                const std::error_code error = co_await error_of(upgrading.join());
+                CHECK(error);
+                co_return;
+            }
+            co_await upgrade_both(link);
+            aborts ? old_writer.abort() : old_writer.close();
+            CHECK(link.writer.is_closing());
+            std::error_code end;
+            std::string line;
+            try
+            {
+                line = co_await link.peer_reader.readline();
+            }
+            catch (const std::system_error& error)
+            {
+                end = error.code();
+            }
+            CHECK(line == "");
+            CHECK(end == (aborts ? std::error_code(asio::ssl::error::stream_truncated) : std::error_code()));
+            link.peer_writer.close();
+            co_await link.writer.wait_closed();
         });
 }
 

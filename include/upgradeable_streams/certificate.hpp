@@ -41,7 +41,8 @@ public:
     std::chrono::sys_seconds not_before() const { return time(X509_get0_notBefore(x509_.get())); }
     std::chrono::sys_seconds not_after() const { return time(X509_get0_notAfter(x509_.get())); }
 
-    /// The DNS names and IP addresses that the certificate is for, as in `DNS:localhost` and `IP Address:127.0.0.1`.
+    /// What the certificate is for: `DNS:localhost`, `IP Address:127.0.0.1`, `email:me@example.org` and, as SPIFFE has
+    /// it, `URI:spiffe://example.org/me`. What it is for otherwise is left out.
     std::vector<std::string> subject_alt_names() const;
 
     /// The SHA-256 hash of the public key in base64 (RFC 7469 section 2.4), for the `public_key_pins` of clients.
@@ -64,13 +65,14 @@ UPGRADEABLE_STREAMS_DECL std::vector<std::string> certificate::subject_alt_names
     for (int i = 0; all && i < sk_GENERAL_NAME_num(all.get()); ++i)
     {
         const GENERAL_NAME* name = sk_GENERAL_NAME_value(all.get(), i);
-        if (name->type == GEN_DNS)
+        if (name->type == GEN_DNS || name->type == GEN_EMAIL || name->type == GEN_URI)
         {
+            const std::string kind = name->type == GEN_DNS ? "DNS:" : name->type == GEN_URI ? "URI:" : "email:";
             unsigned char* utf8 = nullptr;
-            const int size = ASN1_STRING_to_UTF8(&utf8, name->d.dNSName);
+            const int size = ASN1_STRING_to_UTF8(&utf8, name->d.ia5);
             const detail::openssl_ptr<unsigned char> owner(utf8);
             if (size >= 0)
-                names.push_back("DNS:" + std::string(reinterpret_cast<const char*>(utf8), std::size_t(size)));
+                names.push_back(kind + std::string(reinterpret_cast<const char*>(utf8), std::size_t(size)));
         }
         else if (name->type == GEN_IPADD)
         {

@@ -140,7 +140,8 @@ class limit_overrun_error : public std::system_error
 {
 public:
     explicit limit_overrun_error(std::size_t consumed)
-        : std::system_error(make_error_code(errc::limit_overrun)), consumed_(consumed)
+        : std::system_error(make_error_code(errc::limit_overrun), "the option limit allows no more"),
+          consumed_(consumed)
     {
     }
 

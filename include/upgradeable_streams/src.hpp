@@ -15,6 +15,8 @@
 #pragma GCC diagnostic ignored "-Wsubobject-linkage" // which GCC leaves out in a source file, where these belong
 #endif
 
+#include <asio.hpp> // first, as in most programs: what Asio takes the platform to have depends on what came before
+
 #include <upgradeable_streams.hpp>
 #include <upgradeable_streams/starttls/ftp.hpp>
 #include <upgradeable_streams/starttls/http_connect.hpp>

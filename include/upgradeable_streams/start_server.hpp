@@ -151,12 +151,14 @@ public:
     /// Closes each connection at once; what was queued is lost.
     void abort_clients() { handle_->listener->clients().for_each(&detail::connection::abort); }
 
-    /// Waits until the server is closed and so is every connection. Cancellation: changes nothing.
+    /// Waits until the server is closed and so is every connection; for ever in a handler of a connection, which waits
+    /// for itself. Cancellation: changes nothing.
     asio::awaitable<void> wait_closed() { return wait_closed(handle_); }
 
     /// Ends the server in good order and in time: `close`, `close_clients`, and when `grace` has passed `abort_clients`
     /// for those that are still open. Waits as wait_closed, for handlers too: one that awaits something else than its
-    /// connection is not hurried, and needs a deadline of its own.
+    /// connection is not hurried, and needs a deadline of its own; one that ends the server spawns this as a coroutine
+    /// of its own.
     ///
     /// Errors: std::invalid_argument for a `grace` that is not greater than zero. Cancellation: nothing is aborted.
     asio::awaitable<void> shutdown(std::chrono::steady_clock::duration grace)

@@ -78,6 +78,17 @@ public:
     /// Lifetime: the memory must live until the operation has completed.
     asio::awaitable<std::size_t> readinto(std::span<char> memory) { return readinto(handle_, memory); }
 
+    /// As the other, into memory of another type, as of a `std::vector<std::byte>`.
+    template <std::ranges::contiguous_range Memory>
+        requires(sizeof(std::ranges::range_value_t<Memory>) == 1 &&
+                 std::is_trivially_copyable_v<std::ranges::range_value_t<Memory>> &&
+                 !std::is_const_v<std::remove_reference_t<std::ranges::range_reference_t<Memory>>> &&
+                 std::ranges::borrowed_range<Memory> && !std::convertible_to<Memory, std::span<char>>)
+    asio::awaitable<std::size_t> readinto(Memory&& memory)
+    {
+        return readinto(std::span(reinterpret_cast<char*>(std::ranges::data(memory)), std::ranges::size(memory)));
+    }
+
     /// Reads exactly `size` bytes; not bounded by the limit.
     ///
     /// Errors: incomplete_read_error at the end of the stream.

@@ -71,7 +71,8 @@ class starttls_dialogue;
 ///
 /// Errors, of every operation that sends or changes something: errc::upgrade_in_progress while start_tls or stop_tls
 /// runs, and errc::connection_upgraded afterwards, through a writer from before; errc::connection_closed after close,
-/// but for drain, while what was queued is sent; the reason of a lost connection.
+/// but for drain, while what was queued is sent; the reason of a lost connection. close and abort end the connection
+/// through a writer from before too, and end a start_tls or stop_tls that runs at once.
 ///
 /// Concurrency and lifetime: as stream_reader.
 class stream_writer
@@ -87,6 +88,16 @@ public:
     {
         handle_->connection()->check_write(handle_->epoch());
         handle_->connection()->write(data);
+    }
+
+    /// Queues bytes of another type, as of a `std::vector<std::byte>`.
+    template <std::ranges::contiguous_range Bytes>
+        requires(sizeof(std::ranges::range_value_t<Bytes>) == 1 &&
+                 std::is_trivially_copyable_v<std::ranges::range_value_t<Bytes>> &&
+                 !std::convertible_to<const Bytes&, std::string_view>)
+    void write(const Bytes& bytes)
+    {
+        write(std::string_view(reinterpret_cast<const char*>(std::ranges::data(bytes)), std::ranges::size(bytes)));
     }
 
     /// Queues several pieces as if joined.
@@ -163,11 +174,7 @@ public:
     /// What has come and was not read is dropped, under TLS all that comes before the peer's close_notify: a socket
     /// closed with bytes unread would reset the connection, and take from the peer what it was sent. Who does not care
     /// for that peer calls abort.
-    void close()
-    {
-        handle_->check_epoch();
-        handle_->connection()->close();
-    }
+    void close() { handle_->connection()->close(); }
 
     /// Closes at once: what is queued is lost (asyncio's transport.abort). Pending reads end with
     /// errc::connection_closed.
@@ -175,11 +182,7 @@ public:
     /// Under TLS the peer is not told, and sees that it was cut off. In plain text it sees an end like any other,
     /// unless SO_LINGER with a time of 0 was set on `get_extra_info<"socket">()`. Neither happens before a child
     /// process that has the socket too has closed it.
-    void abort()
-    {
-        handle_->check_epoch();
-        handle_->connection()->abort();
-    }
+    void abort() { handle_->connection()->abort(); }
 
     /// Where the connection's readers and writers are used. The handler of another hands work to it there, which does
     /// not throw while nobody calls write_eof: `asio::post(writer.get_executor(), [writer, line]() mutable {

@@ -59,12 +59,18 @@ void push_name(GENERAL_NAMES* names, int type, ASN1_STRING* value)
 void add_alternative_names(X509* certificate, const certificate_request& request)
 {
     const general_names names(openssl_check(GENERAL_NAMES_new(), "GENERAL_NAMES_new"));
-    for (const std::string& dns : request.dns_names)
+    const auto add = [&](const std::vector<std::string>& given, int type)
     {
-        ASN1_STRING* text = openssl_check(ASN1_IA5STRING_new(), "ASN1_IA5STRING_new");
-        openssl_check(ASN1_STRING_set(text, dns.data(), static_cast<int>(dns.size())), "DNS name");
-        push_name(names.get(), GEN_DNS, text);
-    }
+        for (const std::string& name : given)
+        {
+            ASN1_STRING* text = openssl_check(ASN1_IA5STRING_new(), "ASN1_IA5STRING_new");
+            openssl_check(ASN1_STRING_set(text, name.data(), static_cast<int>(name.size())), "name");
+            push_name(names.get(), type, text);
+        }
+    };
+    add(request.dns_names, GEN_DNS);
+    add(request.emails, GEN_EMAIL);
+    add(request.uris, GEN_URI);
     for (const std::string& ip : request.ip_addresses)
         push_name(names.get(), GEN_IPADD, openssl_check(a2i_IPADDRESS(ip.c_str()), "IP address"));
     if (sk_GENERAL_NAME_num(names.get()) > 0)

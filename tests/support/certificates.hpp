@@ -20,6 +20,8 @@ struct certificate_request
     std::string common_name{};
     std::vector<std::string> dns_names{};    ///< Taken as they are, NULs and wildcards included.
     std::vector<std::string> ip_addresses{}; ///< Textual, IPv4 or IPv6.
+    std::vector<std::string> emails{};
+    std::vector<std::string> uris{};
     std::chrono::days valid_from{-1};        ///< Counted from now.
     std::chrono::days valid_until{30};       ///< Counted from now.
     bool client_auth = false;                ///< For TLS clients, instead of for servers.
