@@ -288,6 +288,30 @@ TEST_CASE("readinto: at least one byte and at most as many as there is memory, i
         });
 }
 
+TEST_CASE("readinto: takes no more than a turn's share at once, however much there is")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            constexpr std::size_t size = 32 << 20;
+            auto link = co_await test::link_over_socket(options_of(tls));
+            auto sending = test::run_in_thread([&link] { link.send(std::string(size, 'x')); });
+            std::vector<char> memory(size);
+            std::size_t largest = 0;
+            for (std::size_t received = 0; received < size;)
+            {
+                const std::size_t more = co_await link.reader.readinto(std::span(memory).subspan(received));
+                REQUIRE(more > 0);
+                received += more;
+                largest = std::max(largest, more);
+            }
+            CHECK(largest <= 1280 * 1024);
+            co_await test::joined(std::move(sending));
+        });
+}
+
 TEMPLATE_TEST_CASE("readinto, write: take memory of any type of bytes", "", std::byte, unsigned char, char)
 {
     test::run(

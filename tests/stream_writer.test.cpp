@@ -986,6 +986,11 @@ TEST_CASE("close: under TLS what the peer still sends is dropped until its close
         });
 }
 
+template <typename Bytes>
+concept writable = requires(us::stream_writer& writer, const Bytes& bytes) { writer.write(bytes); };
+static_assert(writable<char[3]> && writable<std::u8string_view> && writable<unsigned char[3]>);
+static_assert(!writable<char8_t[3]>, "the NUL of a UTF-8 literal would be sent");
+
 TEST_CASE("wait_closed: returns once the connection is closed, to everyone who waits")
 {
     test::run(

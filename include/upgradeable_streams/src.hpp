@@ -1,7 +1,7 @@
 /// @file
 /// What programs that define `UPGRADEABLE_STREAMS_SEPARATE_COMPILATION`, in all of their files, compile once: one file
 /// includes this and nothing of the library before it.
-#ifdef UPGRADEABLE_STREAMS_DETAIL_COMPILATION_HPP
+#if defined(UPGRADEABLE_STREAMS_DETAIL_COMPILATION_HPP) && !defined(UPGRADEABLE_STREAMS_SRC_HPP)
 #error "upgradeable_streams/src.hpp is to be included before the library's other headers"
 #endif
 #ifndef UPGRADEABLE_STREAMS_SEPARATE_COMPILATION

@@ -113,8 +113,9 @@ static_assert(std::is_trivially_destructible_v<server_context_options>);
 
 /// A context for clients: verifies the server's chain against the system's trust store or `ca_file`, and its name.
 ///
-/// TLS 1.2 at least; ECDHE with AEAD ciphers; no finite fields, renegotiation, compression or early data. When ALPN
-/// protocols are offered and the server chooses none, start_tls fails with errc::alpn_not_agreed.
+/// TLS 1.2 at least; ECDHE with AEAD ciphers; no finite fields, renegotiation, compression or early data; OpenSSL's
+/// security level 2, for which an RSA key has 2048 bits and no signature is SHA-1's. When ALPN protocols are offered
+/// and the server chooses none, start_tls fails with errc::alpn_not_agreed.
 ///
 /// Errors: std::system_error that names the file or the option, and the reason; std::invalid_argument for a wrong
 /// option.

@@ -96,7 +96,6 @@ private:
                                                      asio::awaitable<std::vector<std::string>> talk);
 
     void hear(std::string_view bytes);
-    void abort();
     void start_clock();
 
     /// In a handler: closes the connection, and throws what was caught with what the server answered.
@@ -243,24 +242,14 @@ UPGRADEABLE_STREAMS_DECL void starttls_dialogue::hear(std::string_view bytes)
 
 UPGRADEABLE_STREAMS_DECL void starttls_dialogue::start_clock()
 {
-    within_.emplace(writer_.get_executor(), timeout_, [this] { abort(); });
-}
-
-UPGRADEABLE_STREAMS_DECL void starttls_dialogue::abort()
-try
-{
-    writer_.abort();
-}
-catch (const std::system_error&)
-{
-    // The handle is void: an upgrade that failed has closed the connection.
+    within_.emplace(writer_.get_executor(), timeout_, [this] { writer_.abort(); });
 }
 
 UPGRADEABLE_STREAMS_DECL void starttls_dialogue::give_up()
 {
     const bool is_late = within_ && within_->has_expired();
     within_.reset();
-    abort();
+    writer_.abort();
     try
     {
         throw;
