@@ -9,8 +9,7 @@
 
 #include <asio/awaitable.hpp>
 #ifndef ASIO_HAS_CO_AWAIT
-#error                                                                                                                 \
-    "Asio has no coroutines here; with clang and Asio before 1.26 define ASIO_HAS_CO_AWAIT and ASIO_HAS_STD_COROUTINE"
+#error "Asio has no coroutines here: clang with Asio before 1.26 needs ASIO_HAS_CO_AWAIT and ASIO_HAS_STD_COROUTINE"
 #endif
 
 #include <upgradeable_streams/callable_view.hpp>

@@ -33,9 +33,6 @@
 #include <upgradeable_streams/starttls/smtp.hpp>
 #include <upgradeable_streams/starttls/xmpp.hpp>
 
-#include <asio/awaitable.hpp>
-#include <asio/generic/stream_protocol.hpp>
-
 #include <string>
 
 namespace upgradeable_streams

@@ -40,6 +40,11 @@ using stream_pair = std::pair<stream_reader, stream_writer>;
 
 namespace detail
 {
+
+template <typename Range>
+concept byte_range = std::ranges::contiguous_range<Range> && sizeof(std::ranges::range_value_t<Range>) == 1 &&
+                     std::is_trivially_copyable_v<std::ranges::range_value_t<Range>>;
+
 /// Handles that are void until the connection has come to `epoch`.
 stream_pair make_handles(std::shared_ptr<connection> c, unsigned epoch);
 } // namespace detail
@@ -82,10 +87,8 @@ public:
     asio::awaitable<std::size_t> readinto(std::span<char> memory) { return readinto(handle_, memory); }
 
     /// As the other, into memory of another type, as of a `std::vector<std::byte>`.
-    template <std::ranges::contiguous_range Memory>
-        requires(sizeof(std::ranges::range_value_t<Memory>) == 1 &&
-                 std::is_trivially_copyable_v<std::ranges::range_value_t<Memory>> &&
-                 !std::is_const_v<std::remove_reference_t<std::ranges::range_reference_t<Memory>>> &&
+    template <detail::byte_range Memory>
+        requires(!std::is_const_v<std::remove_reference_t<std::ranges::range_reference_t<Memory>>> &&
                  std::ranges::borrowed_range<Memory> && !std::convertible_to<Memory, std::span<char>>)
     asio::awaitable<std::size_t> readinto(Memory&& memory)
     {

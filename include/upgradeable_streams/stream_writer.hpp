@@ -91,10 +91,8 @@ public:
     }
 
     /// Queues bytes of another type, as of a `std::vector<std::byte>`; a u8 literal, which ends with a NUL, is none.
-    template <std::ranges::contiguous_range Bytes>
-        requires(sizeof(std::ranges::range_value_t<Bytes>) == 1 &&
-                 std::is_trivially_copyable_v<std::ranges::range_value_t<Bytes>> &&
-                 !std::convertible_to<const Bytes&, std::string_view> &&
+    template <detail::byte_range Bytes>
+        requires(!std::convertible_to<const Bytes&, std::string_view> &&
                  !(std::is_array_v<Bytes> && std::same_as<std::ranges::range_value_t<Bytes>, char8_t>))
     void write(const Bytes& bytes)
     {

@@ -34,18 +34,12 @@ namespace upgradeable_streams::detail
 class session_cache
 {
 public:
-    /// Of a session, and of the peer's certificates beside it, in bytes of DER.
-    static constexpr int largest = 16 * 1024;
-
     explicit session_cache(std::size_t capacity) : capacity_(capacity) {}
 
-    /// When there is no room, or the name has its share, its own oldest session goes, else the oldest of all. One that
-    /// is larger than any should be is not kept.
+    /// When there is no room, or the name has its share, its own oldest session goes, else the oldest of all.
     void put(std::string name, openssl_ptr<SSL_SESSION> session)
     {
         const auto expiry = clock::from_time_t(made_at(session.get())) + lifetime(session.get());
-        if (i2d_SSL_SESSION(session.get(), nullptr) > largest)
-            return;
         const std::lock_guard lock(mutex_);
         const bool is_full = entries_.size() >= capacity_;
         if (is_full || std::ranges::count(entries_, name, &entry::name) >= most_per_name)
@@ -132,13 +126,17 @@ inline int size_of(STACK_OF(X509) * certificates)
     return size;
 }
 
-/// Puts a client's session into the cache of its context, where there is one.
+/// Puts a client's session into the cache of its context, where there is one, unless it or the certificates that it
+/// holds beside are larger than any should be.
 inline int keep_session(SSL* ssl, SSL_SESSION* session)
 try
 {
+    constexpr int largest = 16 * 1024;
     auto* const cache = context_data<session_cache>(SSL_get_SSL_CTX(ssl));
     std::string name = cache ? expected_name(ssl) : std::string();
-    if (!name.empty() && size_of(SSL_get_peer_cert_chain(ssl)) <= session_cache::largest)
+    const bool is_small =
+        i2d_SSL_SESSION(session, nullptr) <= largest && size_of(SSL_get_peer_cert_chain(ssl)) <= largest;
+    if (!name.empty() && is_small)
         if (auto copy = copy_session(session))
             cache->put(std::move(name), std::move(copy));
     return 0;
