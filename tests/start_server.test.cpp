@@ -696,6 +696,8 @@ TEST_CASE("start_server: serve_forever begins to serve, and returns when the ser
             CHECK_FALSE(server.is_serving());
             const auto error = co_await test::error_of(server.serve_forever());
             CHECK(error == us::errc::connection_closed);
+            CHECK_THROWS_MATCHES(server.start_serving(), std::system_error,
+                                 test::message_contains("the server was closed"));
         });
 }
 
@@ -1293,6 +1295,26 @@ TEST_CASE("start_server: max_connections are served at once, the next waits unti
             const std::string line = co_await reader3.readline();
             CHECK(line == "third\n");
             CHECK(handlers == 3);
+        });
+}
+
+TEST_CASE("server: connection_count counts what is open, also while a handler that is done closes")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            const us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0);
+            CHECK(server.connection_count() == 0);
+            const std::uint16_t port = server.sockets()[0].port;
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", port);
+            auto [other_reader, other_writer] = co_await us::open_connection("127.0.0.1", port);
+            co_await test::eventually([&] { return server.connection_count() == 2; });
+            writer.write_eof();
+            const std::string rest = co_await reader.read();
+            CHECK(rest.empty());
+            co_await test::eventually([&] { return server.connection_count() == 1; });
+            other_writer.abort();
+            co_await test::eventually([&] { return server.connection_count() == 0; });
         });
 }
 

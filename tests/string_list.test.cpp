@@ -19,6 +19,7 @@ std::vector<std::string> copy(const us::string_list& list)
     std::vector<std::string> strings;
     for (std::size_t i = 0; i < list.size(); ++i)
         strings.emplace_back(list[i]);
+    CHECK(list.copy() == strings);
     return strings;
 }
 
@@ -45,6 +46,15 @@ TEST_CASE("string_list: a span of string_views can be given, or what is one")
     CHECK(copy(std::vector<std::string_view>()).empty());
     CHECK(copy(std::span<const std::string_view>(views)) == strings{"a", "b", "c"});
     CHECK(copy(std::span<const std::string_view>(views).subspan(1)) == strings{"b", "c"});
+}
+
+TEST_CASE("string_list: strings that are owned elsewhere, as a configuration's, can be given")
+{
+    const strings owned{"a", "", std::string("b\0c", 3)};
+    CHECK(copy(owned) == owned);
+    CHECK(copy(std::span(owned).first(1)) == strings{"a"});
+    CHECK(copy(std::array<std::string, 2>{"a", "b"}) == strings{"a", "b"});
+    CHECK(copy(strings()).empty());
 }
 
 TEST_CASE("string_list: it is empty when it holds no strings, not when it holds an empty one")

@@ -1256,6 +1256,25 @@ TEST_CASE("create_server_context: a private key that the group or others can rea
     CHECK(!meet(context, tls_role::server, test::localhost_client()).error);
 }
 
+TEST_CASE("contexts: a directory that is given in the place of a file is told to be one")
+{
+    const test::temporary_directory directory;
+    const std::string path = directory.file("");
+    const auto is_told = [&](const std::string& role)
+    {
+        return test::message_contains(role + " file \"" + path +
+                                      "\": " + std::make_error_code(std::errc::is_a_directory).message());
+    };
+    auto options = localhost();
+    options.identity.private_key_file = path;
+    CHECK_THROWS_MATCHES(us::create_server_context(options), std::system_error, is_told("private key"));
+    options.identity = {path, path};
+    CHECK_THROWS_MATCHES(us::create_server_context(options), std::system_error, is_told("certificate"));
+    CHECK_THROWS_MATCHES(us::create_client_context({.ca_file = path}), std::system_error, is_told("CA"));
+    CHECK_THROWS_MATCHES(us::create_client_context({.ca_file = ca_file(), .crl_file = path}), std::system_error,
+                         is_told("CRL"));
+}
+
 TEST_CASE("create_server_context: a private key that only its owner can read is accepted, by way of a link too")
 {
     const test::temporary_directory directory;

@@ -405,7 +405,7 @@ TEST_CASE("other_hostnames: the certificate may be for one of them")
     auto served = test::make_server_context(server);
     const us::tlsa_record of_issuer = record_of(certificates_in(server.certificate_file).at(1), dane_ta);
     const records expected = GENERATE_COPY(records{}, records{of_issuer});
-    const auto meet = [&](const std::vector<std::string_view>& others)
+    const auto meet = [&](const std::vector<std::string>& others)
     {
         us::detail::tls_settings settings(
             {.ssl = &context, .server_hostname = "localhost", .tlsa_records = expected, .other_hostnames = others});

@@ -16,6 +16,7 @@
 #include <upgradeable_streams/port_number.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
 #include <upgradeable_streams/stream_writer.hpp>
+#include <upgradeable_streams/string_list.hpp>
 #include <upgradeable_streams/tls.hpp>
 #include <upgradeable_streams/tlsa_record.hpp>
 
@@ -44,7 +45,6 @@
 #include <string_view>
 #include <system_error>
 #include <type_traits>
-#include <typeinfo>
 #include <utility>
 
 namespace upgradeable_streams
@@ -74,7 +74,7 @@ struct connection_options
 
     // As in tls_options; with `ssl` only:
     std::span<const tlsa_record> tlsa_records = {};
-    std::span<const std::string_view> other_hostnames = {};
+    string_list other_hostnames = {};
 
     /// The reader's limit on a line or record, in bytes.
     std::size_t limit = 64 * 1024;
@@ -150,8 +150,7 @@ inline void refuse_thread_pool(const asio::any_io_executor& executor)
 {
     using pool = asio::thread_pool::executor_type;
     using working_pool = asio::require_result<pool, asio::execution::outstanding_work_t::tracked_t>::type;
-    const std::type_info& type = executor.target_type();
-    if (type == typeid(pool) || type == typeid(working_pool) || type == typeid(asio::system_executor))
+    if (target_of<pool>(executor) || target_of<working_pool>(executor) || target_of<asio::system_executor>(executor))
         throw std::invalid_argument("a connection on a thread_pool or the system_executor needs a strand; co_spawn the "
                                     "coroutine, or make the socket, with asio::make_strand(executor)");
 }

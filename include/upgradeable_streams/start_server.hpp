@@ -170,6 +170,9 @@ public:
     /// Whether it listens.
     bool is_serving() const { return handle_->listener->is_serving(); }
 
+    /// How many connections are open: accepted, and not yet closed and done with by their handlers.
+    std::size_t connection_count() const { return handle_->listener->clients().size(); }
+
     /// The addresses bound, with the port that was picked; empty once closed.
     std::vector<socket_address> sockets() const { return handle_->listener->sockets(); }
 
@@ -308,9 +311,7 @@ UPGRADEABLE_STREAMS_DECL detail::listener_settings detail::make_server_settings(
 UPGRADEABLE_STREAMS_DECL asio::awaitable<server> start_server(connection_handler handler, string_list hosts,
                                                               port_number port, const server_options& options)
 {
-    std::vector<std::string> owned;
-    for (std::size_t i = 0; i < hosts.size(); ++i)
-        owned.emplace_back(hosts[i]);
+    std::vector<std::string> owned = hosts.copy();
     if (owned.empty())
         owned.emplace_back();
     const auto bind = [hosts = std::move(owned), service = port.to_string(), family = options.family](

@@ -8,13 +8,15 @@
 #include <cstddef>
 #include <iterator>
 #include <span>
+#include <string>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 namespace upgradeable_streams
 {
 
-/// None, one or several strings: `{}`, `"a"`, `{"a", "b"}` up to 16, or a span, vector or array of
+/// None, one or several strings: `{}`, `"a"`, `{"a", "b"}` up to 16, or a span, vector or array of `std::string` or
 /// `std::string_view`.
 ///
 /// Lifetime: a view. The call that takes it copies what it needs.
@@ -34,17 +36,36 @@ public:
 
     template <std::convertible_to<std::span<const std::string_view>> Several>
     constexpr string_list(const Several& several)
-        : several_(std::span<const std::string_view>(several).data()), size_(std::size(several))
+        : views_(std::span<const std::string_view>(several).data()), size_(std::size(several))
+    {
+    }
+
+    template <std::convertible_to<std::span<const std::string>> Several>
+    constexpr string_list(const Several& several)
+        : strings_(std::span<const std::string>(several).data()), size_(std::size(several))
     {
     }
 
     constexpr std::size_t size() const { return size_; }
     constexpr bool empty() const { return size_ == 0; }
-    constexpr std::string_view operator[](std::size_t i) const { return several_ ? several_[i] : listed_[i]; }
+    constexpr std::string_view operator[](std::size_t i) const
+    {
+        return strings_ ? std::string_view(strings_[i]) : views_ ? views_[i] : listed_[i];
+    }
+
+    std::vector<std::string> copy() const
+    {
+        std::vector<std::string> copied;
+        copied.reserve(size_);
+        for (std::size_t i = 0; i < size_; ++i)
+            copied.emplace_back((*this)[i]);
+        return copied;
+    }
 
 private:
     std::array<std::string_view, most_listed> listed_;
-    const std::string_view* several_ = nullptr;
+    const std::string_view* views_ = nullptr;
+    const std::string* strings_ = nullptr;
     std::size_t size_ = 0;
 };
 

@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/record_framing.hpp>
+#include <upgradeable_streams/string_list.hpp>
 #include <upgradeable_streams/tlsa_record.hpp>
 
 #include <asio/ssl/context.hpp>
@@ -63,7 +64,7 @@ struct tls_options
 
     /// Further DNS names, for one of which the certificate may be in the place of server_hostname: of a mail exchanger
     /// the domain of the mail (RFC 7672 section 3.2.2). They go when another server_hostname is given.
-    std::span<const std::string_view> other_hostnames = {};
+    string_list other_hostnames = {};
 
     /// Bytes that the caller has received from the peer already. A server hands the beginning of a ClientHello to
     /// the handshake; anything else is errc::plaintext_injection.

@@ -73,6 +73,12 @@ public:
         std::list<client>::iterator self_;
     };
 
+    std::size_t size() const
+    {
+        const std::lock_guard lock(mutex_);
+        return clients_.size();
+    }
+
     /// If there is none, asks to be told of the next that goes.
     bool has_room()
     {

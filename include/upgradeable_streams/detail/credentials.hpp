@@ -56,6 +56,8 @@ public:
             throw std::invalid_argument(role_ + " as a file and as data; give one of them");
         if (file.find("-----BEGIN") != file.npos)
             throw std::invalid_argument(role_ + " file is PEM text, not a path; give it as data");
+        if (std::error_code ignored; std::filesystem::is_directory(file_, ignored))
+            throw std::system_error(std::make_error_code(std::errc::is_a_directory), describe());
     }
 
     bool empty() const { return file_.empty() && data_.empty(); }
@@ -117,8 +119,6 @@ inline void refuse_readable(const pem_source& key)
     const auto status = std::filesystem::status(key.file(), error);
     if (error)
         throw std::system_error(error, key.describe());
-    if (std::filesystem::is_directory(status))
-        throw std::system_error(std::make_error_code(std::errc::is_a_directory), key.describe());
     if ((status.permissions() & (perms::group_read | perms::others_read)) != perms::none)
         throw std::system_error(std::make_error_code(std::errc::operation_not_permitted),
                                 key.describe() +

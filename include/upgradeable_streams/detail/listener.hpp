@@ -126,7 +126,8 @@ UPGRADEABLE_STREAMS_DECL void listener::start_serving()
 {
     {
         const std::lock_guard lock(mutex_);
-        throw_if(clients_.is_closed(), errc::connection_closed);
+        if (clients_.is_closed())
+            throw std::system_error(errc::connection_closed, "the server was closed");
         if (serving_)
             return;
         bound_.listen();
@@ -248,13 +249,8 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> listener::accept_loop(std::shared
     try
     {
         asio::error_code error;
-        if (!self->clients_.has_room())
-        {
-            bound.pause.expires_after(accept_retry_delay); // who goes may have no memory to tell
-            co_await bound.pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
-            continue;
-        }
-        if (!accepted)
+        const bool has_room = self->clients_.has_room();
+        if (has_room && !accepted)
         {
             accepted.emplace(co_await bound.acceptor.async_accept(
                 self->executor_, asio::redirect_error(asio::use_awaitable, error)));
@@ -262,17 +258,17 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> listener::accept_loop(std::shared
                 continue;
             accepted.reset();
         }
-        else if (!self->start_session(*std::exchange(accepted, std::nullopt)))
+        else if (has_room && !self->start_session(*std::exchange(accepted, std::nullopt)))
             error = asio::error::no_memory;
-        if (error && error != asio::error::operation_aborted && !tells_peer_left(error))
-        {
+        if (error == asio::error::operation_aborted || tells_peer_left(error) || (has_room && !error))
+            continue;
+        if (error)
             self->report(std::make_exception_ptr(std::system_error(error, "accept")), {});
-            if (self->clients_.is_closed())
-                co_return;
-            bound.pause.expires_after(accept_retry_delay);
-            self->clients_.ask(); // who goes leaves a descriptor
-            co_await bound.pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
-        }
+        if (self->clients_.is_closed())
+            co_return;
+        bound.pause.expires_after(accept_retry_delay);
+        self->clients_.ask(); // who goes leaves a place and a descriptor, or has no memory to tell
+        co_await bound.pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
     }
     catch (const std::bad_alloc&)
     {

@@ -74,14 +74,24 @@ private:
     std::shared_ptr<strand> strand_;
 };
 
+/// What the executor is if it is of this type, else null. Asio 1.22's target() does not look at the type.
+template <typename Executor>
+const Executor* target_of([[maybe_unused]] const asio::any_io_executor& executor)
+{
+#ifndef ASIO_NO_TYPEID
+    if (executor.target_type() == typeid(Executor))
+        return executor.target<Executor>();
+#endif
+    return nullptr;
+}
+
 /// Calls the function with the executor, and where that is an io_context's own with what it is, which costs less to call
 /// and to copy.
 template <typename Function>
 decltype(auto) with_executor(const asio::any_io_executor& executor, Function&& function)
 {
-    using io_executor = asio::io_context::executor_type;
-    if (executor.target_type() == typeid(io_executor)) // which target() of Asio 1.22 does not look at
-        return std::forward<Function>(function)(*executor.target<io_executor>());
+    if (const auto* const own = target_of<asio::io_context::executor_type>(executor))
+        return std::forward<Function>(function)(*own);
     return std::forward<Function>(function)(executor);
 }
 

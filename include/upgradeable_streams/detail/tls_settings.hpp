@@ -130,7 +130,7 @@ UPGRADEABLE_STREAMS_DECL void tls_settings::apply(const tls_options& options)
     if (!options.tlsa_records.empty())
         tlsa_records.assign(options.tlsa_records.begin(), options.tlsa_records.end());
     if (!options.other_hostnames.empty())
-        other_hostnames.assign(options.other_hostnames.begin(), options.other_hostnames.end());
+        other_hostnames = options.other_hostnames.copy();
     if (options.resume_from)
         resume(options.resume_from);
     if (options.handshake_timeout)
