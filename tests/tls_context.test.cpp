@@ -17,6 +17,7 @@
 #include <asio/redirect_error.hpp>
 #include <asio/ssl/stream.hpp>
 #include <asio/use_awaitable.hpp>
+#include <openssl/conf.h>
 #include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
@@ -25,6 +26,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 #include <chrono>
 #include <cstddef>
@@ -44,6 +46,7 @@
 namespace us = upgradeable_streams;
 using asio::ip::tcp;
 using us::tls_role;
+using namespace std::chrono_literals;
 using namespace std::string_literals;
 using namespace std::string_view_literals;
 
@@ -502,6 +505,90 @@ TEST_CASE("create_server_context: a session with a client certificate that has e
             REQUIRE(pair.connect());
             CHECK(is_resumed(pair) == expected);
         }
+    }
+}
+
+TEST_CASE("create_server_context: the keys of tickets are the process's and change daily, and yesterday's still open")
+{
+    const auto ticket_key_of = [](asio::ssl::context& server)
+    {
+        auto client = us::create_client_context({.ca_file = ca_file()});
+        SSL_CTX_set_max_proto_version(client.native_handle(), TLS1_2_VERSION);
+        auto pair = meeting(client, server);
+        REQUIRE(pair.connect());
+        const unsigned char* ticket = nullptr;
+        std::size_t size = 0;
+        SSL_SESSION_get0_ticket(SSL_get0_session(pair.client()), &ticket, &size);
+        return std::string(reinterpret_cast<const char*>(ticket), std::min<std::size_t>(size, 16));
+    };
+    auto one = us::create_server_context(localhost());
+    auto other = us::create_server_context(localhost());
+    CHECK(ticket_key_of(one).size() == 16);
+    CHECK(ticket_key_of(one) == ticket_key_of(other));
+
+    const test::openssl_ptr<EVP_CIPHER_CTX, EVP_CIPHER_CTX_free> cipher(EVP_CIPHER_CTX_new());
+    const test::openssl_ptr<EVP_MAC, EVP_MAC_free> hmac(EVP_MAC_fetch(nullptr, "HMAC", nullptr));
+    const test::openssl_ptr<EVP_MAC_CTX, EVP_MAC_CTX_free> mac(EVP_MAC_CTX_new(hmac.get()));
+    const auto process = [&](const std::string& text)
+    {
+        std::string processed(text.size() + EVP_MAX_BLOCK_LENGTH, '\0');
+        const auto out = reinterpret_cast<unsigned char*>(processed.data());
+        int size = 0, rest = 0;
+        REQUIRE(EVP_CipherUpdate(cipher.get(), out, &size, reinterpret_cast<const unsigned char*>(text.data()),
+                                 int(text.size())) == 1);
+        REQUIRE(EVP_CipherFinal_ex(cipher.get(), out + size, &rest) == 1);
+        processed.resize(std::size_t(size + rest));
+        return processed;
+    };
+    const auto authenticate = [&](const std::string& text)
+    {
+        std::string code(EVP_MAX_MD_SIZE, '\0');
+        std::size_t size = 0;
+        REQUIRE(EVP_MAC_init(mac.get(), nullptr, 0, nullptr) == 1);
+        REQUIRE(EVP_MAC_update(mac.get(), reinterpret_cast<const unsigned char*>(text.data()), text.size()) == 1);
+        REQUIRE(EVP_MAC_final(mac.get(), reinterpret_cast<unsigned char*>(code.data()), &size, code.size()) == 1);
+        return code.substr(0, size);
+    };
+    us::detail::ticket_keys keys;
+    const auto begin = us::detail::ticket_keys::clock::now();
+    std::array<unsigned char, 16> name{}, iv{};
+    REQUIRE(keys.encrypt(name.data(), iv.data(), cipher.get(), mac.get(), begin) == 1);
+    const std::string sealed = process("the session");
+    const std::string code = authenticate(sealed);
+    for (const auto& [age, expected] :
+         {std::pair(0min, 1), std::pair(24h - 1min, 1), std::pair(24h + 0min, 2), std::pair(48h - 1min, 2)})
+    {
+        CAPTURE(age.count());
+        REQUIRE(keys.decrypt(name.data(), iv.data(), cipher.get(), mac.get(), begin + age) == expected);
+        CHECK(process(sealed) == "the session");
+        CHECK(authenticate(sealed) == code);
+    }
+    CHECK(keys.decrypt(name.data(), iv.data(), cipher.get(), mac.get(), begin + 48h) == 0);
+    std::array<unsigned char, 16> next{}, far{};
+    REQUIRE(keys.encrypt(next.data(), iv.data(), cipher.get(), mac.get(), begin + 48h) == 1);
+    CHECK(next != name);
+    CHECK(process("the session") != sealed);
+    REQUIRE(keys.encrypt(far.data(), iv.data(), cipher.get(), mac.get(), begin + 480h) == 1);
+    CHECK(keys.decrypt(next.data(), iv.data(), cipher.get(), mac.get(), begin + 480h) == 0);
+}
+
+TEST_CASE("resume_from: names and addresses are the same however they are written")
+{
+    auto client = us::create_client_context({.ca_file = ca_file()});
+    SSL_CTX_set_max_proto_version(client.native_handle(), TLS1_2_VERSION);
+    auto server = us::create_server_context(localhost());
+    for (const auto& [name, again] : {std::pair("LocalHost", "localhost."), std::pair("::1", "[0:0:0:0:0:0:0:1]"),
+                                      std::pair("[::1]", "::1"), std::pair("127.0.0.1", "127.0.0.1")})
+    {
+        CAPTURE(name);
+        const us::detail::tls_settings first({.ssl = &client, .server_hostname = name});
+        test::ssl_pair pair(first.make_ssl().release(), SSL_new(server.native_handle()));
+        REQUIRE(pair.connect());
+        us::detail::tls_settings next({.ssl = &client, .server_hostname = again, .resume_from = pair.client()});
+        test::ssl_pair other(next.make_ssl().release(), SSL_new(server.native_handle()));
+        next.offer_known_session(other.client());
+        REQUIRE(other.connect());
+        CHECK(us::tls_session(other.server()).session_reused);
     }
 }
 
@@ -1239,6 +1326,30 @@ TEST_CASE("create_server_context: the whole chain is sent, intermediate certific
     CHECK(meet(context, tls_role::server, test::localhost_client()).peer_error == "");
 }
 
+TEST_CASE("contexts: a higher minimum of the protocol version in OpenSSL's configuration holds")
+{
+    const test::temporary_directory directory;
+    const std::string strict = directory.write("openssl.cnf", "openssl_conf = begin\n[begin]\nssl_conf = ssl\n[ssl]\n"
+                                                              "system_default = all\n[all]\nMinProtocol = TLSv1.3\n");
+    const auto least = []
+    {
+        auto client = us::create_client_context({.verify_peer = false});
+        auto server = us::create_server_context(localhost());
+        CHECK(SSL_CTX_get_min_proto_version(client.native_handle()) ==
+              SSL_CTX_get_min_proto_version(server.native_handle()));
+        return SSL_CTX_get_min_proto_version(client.native_handle());
+    };
+    REQUIRE(CONF_modules_load_file(strict.c_str(), nullptr, 0) > 0);
+    const auto under_strict = least();
+    const std::string lax = directory.write("lax.cnf", "openssl_conf = begin\n[begin]\nssl_conf = ssl\n[ssl]\n"
+                                                       "system_default = all\n[all]\nMinProtocol = TLSv1\n");
+    REQUIRE(CONF_modules_load_file(lax.c_str(), nullptr, 0) > 0);
+    const auto under_lax = least();
+    CONF_modules_load_file(nullptr, nullptr, CONF_MFLAGS_IGNORE_MISSING_FILE); // the system's again
+    CHECK(under_strict == TLS1_3_VERSION);
+    CHECK(under_lax == TLS1_2_VERSION);
+}
+
 // Keys and certificates
 
 TEST_CASE("create_server_context: a private key that the group or others can read is refused, unless it is allowed")
@@ -1524,6 +1635,15 @@ TEST_CASE("key_log_file: one that cannot be opened is named, with the reason; wi
     const auto create = [&] { us::create_client_context({.verify_peer = false, .key_log_file = missing}); };
     CHECK_THROWS_WITH(create(), test::contains("key log file \"" + missing + "\"") &&
                                     test::contains("No such file or directory"));
+    for (const unsigned mode : {0640u, 0604u, 0620u})
+    {
+        const std::string open = directory.write(std::to_string(mode), "", mode);
+        const auto log_to_open = [&] { us::create_client_context({.verify_peer = false, .key_log_file = open}); };
+        CHECK_THROWS_WITH(log_to_open(), test::contains("key log file \"" + open +
+                                                        "\" is another user's or can be read "
+                                                        "by others; chmod 600 it"));
+    }
+    CHECK_NOTHROW(us::create_client_context({.verify_peer = false, .key_log_file = "/dev/null"}));
     const auto cut = [] { us::create_client_context({.verify_peer = false, .key_log_file = "a\0b"sv}); };
     CHECK_THROWS_AS(cut(), std::invalid_argument);
     asio::ssl::context server = us::create_server_context(localhost());

@@ -253,7 +253,7 @@ public:
             throw std::invalid_argument("start_tls<within_tls> needs server_hostname: the name of the inner server");
         detail::tls_settings defaults = c.settings();
         if (is_inner)
-            defaults.forget_server();
+            defaults.turn_to({});
         auto request = std::make_unique<detail::upgrade_request>(std::move(defaults), options, is_inner || !c.ssl());
         if constexpr (is_inner) // a name that depends on Place: inner_stream is defined where pairs are made
         {

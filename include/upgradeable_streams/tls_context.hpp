@@ -11,6 +11,7 @@
 #include <upgradeable_streams/detail/pins.hpp>
 #include <upgradeable_streams/detail/resumption.hpp>
 #include <upgradeable_streams/detail/revocation.hpp>
+#include <upgradeable_streams/detail/ticket_keys.hpp>
 #include <upgradeable_streams/server_name.hpp>
 #include <upgradeable_streams/string_list.hpp>
 
@@ -71,7 +72,8 @@ struct client_context_options
     std::size_t max_sessions = 0;
 
     /// For Wireshark and the like: a file to which the secrets of each session are appended, in the format of
-    /// SSLKEYLOGFILE. Whoever reads it reads the traffic; only its owner can, where it is made anew.
+    /// SSLKEYLOGFILE. Whoever reads it reads the traffic: one that is another user's, or that others can read, is an
+    /// error.
     std::string_view key_log_file = {};
 };
 
@@ -113,9 +115,10 @@ static_assert(std::is_trivially_destructible_v<server_context_options>);
 
 /// A context for clients: verifies the server's chain against the system's trust store or `ca_file`, and its name.
 ///
-/// TLS 1.2 at least; ECDHE with AEAD ciphers; no finite fields, renegotiation, compression or early data; OpenSSL's
-/// security level 2, for which an RSA key has 2048 bits and no signature is SHA-1's. When ALPN protocols are offered
-/// and the server chooses none, start_tls fails with errc::alpn_not_agreed.
+/// TLS 1.2 at least, or what OpenSSL's configuration demands (MinProtocol); ECDHE with AEAD ciphers; no finite fields,
+/// renegotiation, compression or early data; OpenSSL's security level 2, for which an RSA key has 2048 bits and no
+/// signature is SHA-1's. When ALPN protocols are offered and the server chooses none, start_tls fails with
+/// errc::alpn_not_agreed.
 ///
 /// Errors: std::system_error that names the file or the option, and the reason; std::invalid_argument for a wrong
 /// option.
@@ -124,8 +127,8 @@ asio::ssl::context create_client_context(const client_context_options& options =
 /// A context for servers.
 ///
 /// As create_client_context, with the server's order of preference, and one session ticket for each connection, which
-/// is good while the client's certificate is. A client that offers ALPN protocols of which none is in `alpn_protocols`
-/// is refused (RFC 7301 section 3.2).
+/// is good while the client's certificate is, and encrypted with a key of this process that changes daily. A client
+/// that offers ALPN protocols of which none is in `alpn_protocols` is refused (RFC 7301 section 3.2).
 ///
 /// Errors: as create_client_context, also when the private key does not fit the certificate or can be read by others.
 asio::ssl::context create_server_context(const server_context_options& options);
@@ -137,7 +140,9 @@ namespace detail
 
 inline void set_safe_defaults(SSL_CTX* context)
 {
-    SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION);
+    const openssl_ptr<SSL_CTX> of_system(SSL_CTX_new(TLS_method())); // asio::ssl::context lowers it to TLS 1.0
+    const long least = of_system ? SSL_CTX_get_min_proto_version(of_system.get()) : 0;
+    SSL_CTX_set_min_proto_version(context, std::max<long>(least, TLS1_2_VERSION));
     SSL_CTX_set_options(context, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_CIPHER_SERVER_PREFERENCE);
     SSL_CTX_set_max_early_data(context, 0);
     SSL_CTX_set_security_level(context, std::max(SSL_CTX_get_security_level(context), 2)); // as from OpenSSL 3.2 on
@@ -225,6 +230,7 @@ UPGRADEABLE_STREAMS_DECL asio::ssl::context create_server_context(const server_c
     SSL_CTX_set_session_id_context(handle, session_id_context.data(), unsigned(session_id_context.size()));
     SSL_CTX_set_num_tickets(handle, 1);
     detail::resume_from_tickets(handle);
+    detail::renew_ticket_keys(handle);
 
     const detail::pem_source client_authorities("client CA", options.client_ca_file, options.client_ca_data);
     const detail::pem_source revoked("client CRL", options.client_crl_file, options.client_crl_data);

@@ -90,11 +90,15 @@ const std::vector<protocol>& protocols()
         {us::starttls::irc, {"STARTTLS\r\n"}},
         {us::starttls::postgres, {std::string("\0\0\0\x08\x04\xd2\x16\x2f", 8)}},
         {mysql, {std::string("\x20\0\0\x01", 4)}},
-        {us::starttls::ldap, {"\x30\x1d\x02\x01\x01\x77\x18\x80\x16" "1.3.6.1.4.1.1466.20037"}},
+        {us::starttls::ldap,
+         {"\x30\x1d\x02\x01\x01\x77\x18\x80\x16"
+          "1.3.6.1.4.1.1466.20037"}},
         {us::starttls::xmpp, {xmpp_header(" xmlns='jabber:client'"), xmpp_request}},
-        {us::starttls::xmpp_server, {xmpp_header(" xmlns='jabber:server' from='me'"), xmpp_request}},
-        {http_connect, {"CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n"
-                        "Proxy-Authorization: Basic YTo=\r\n\r\n"}},
+        {us::starttls::xmpp_server,
+         {xmpp_header(" xmlns='jabber:server' xmlns:db='jabber:server:dialback' from='me'"), xmpp_request}},
+        {http_connect,
+         {"CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n"
+          "Proxy-Authorization: Basic YTo=\r\n\r\n"}},
         {us::starttls::nbd, {std::string(4, '\0'), std::string("IHAVEOPT\0\0\0\5\0\0\0\0", 16)}},
     };
     return all;

@@ -43,7 +43,8 @@ conversation of_smtp(std::string name, negotiator client, const std::string& hel
                             {"SIZE"}},
             .refusals = {{0, "554 no service\r\n", errc::request_refused},
                          {0, "421 too busy\r\n", errc::request_refused},
-                         {1, "502 what?\r\n", errc::request_refused},
+                         {1, "502 what?\r\n", hello == "EHLO" ? errc::tls_not_offered : errc::request_refused},
+                         {1, "550 not you\r\n", errc::request_refused},
                          {1, "250-mail.example\r\n250 XSTARTTLS\r\n", errc::tls_not_offered},
                          {2, "454 4.7.0 TLS not available\r\n", errc::request_refused},
                          {2, "250 ok\r\n", errc::request_refused}},
@@ -172,8 +173,9 @@ conversation of_irc()
     return {.name = "irc",
             .client = us::starttls::irc,
             .steps = {hear("STARTTLS\r\n"),
-                      say(":irc.example NOTICE * :*** 670 691\r\n@a=b :irc.example PING :12 3\r\n"),
-                      hear("PONG :12 3\r\n"), say("@a=b :irc.example 670 * :go\r\n"), begin_tls()},
+                      say(":irc.example NOTICE * :*** 670 691\r\n@a=b :irc.example PING :12 3\r\n"
+                          "@a=b :irc.example 670 * :go\r\n"),
+                      begin_tls(), hear("PONG :12 3\r\n")},
             .never = {},
             .not_offered = {{hear("STARTTLS\r\n"), say(":irc.example 421 * STARTTLS :Unknown command\r\n")}},
             .refusals = {{0, ":irc.example 421 * STARTTLS :Unknown command\r\n", errc::tls_not_offered},
@@ -370,7 +372,8 @@ const std::vector<conversation>& conversations()
         of_nbd(),
         of_ldap(),
         of_xmpp("xmpp", us::starttls::xmpp, " xmlns='jabber:client' to='localhost'"),
-        of_xmpp("xmpp_server", us::starttls::xmpp_server, " xmlns='jabber:server' from='us.example' to='localhost'"),
+        of_xmpp("xmpp_server", us::starttls::xmpp_server,
+                " xmlns='jabber:server' xmlns:db='jabber:server:dialback' from='us.example' to='localhost'"),
         of_http_connect(),
     };
     return all;

@@ -3,8 +3,14 @@
 
 #include "conversation.hpp"
 #include "support/catch.hpp"
+#include "support/contexts.hpp"
+#include "support/raw_peer.hpp"
+#include "support/stream_links.hpp"
+#include "support/thread.hpp"
 
 #include <upgradeable_streams/starttls/ftp.hpp>
+
+#include <asio/awaitable.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -58,6 +64,33 @@ TEST_CASE("ftp: a server that would leave data connections in plain text is refu
             CHECK_FALSE(result.goes_on);
         }
     }
+}
+
+TEST_CASE("ftp: where the connection began with TLS, data connections are encrypted too")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            us::connection_options how;
+            how.ssl = &test::client_context();
+            test::raw_link link = co_await test::link_with_raw_peer(how);
+            std::string heard;
+            auto playing = test::run_in_thread(
+                [&]
+                {
+                    for (const char* answer : {"220 ready\r\n", "200 0\r\n", "200 private\r\n"})
+                    {
+                        link.peer.tls_write(answer);
+                        heard += link.peer.tls_read_line();
+                    }
+                    link.peer.tls_write("211 none\r\n");
+                });
+            const us::starttls::starttls_options never{.policy = us::starttls_policy::never};
+            const us::starttls::negotiated made = co_await us::starttls::ftp(link.reader, link.writer, never);
+            co_await test::joined(std::move(playing));
+            CHECK(heard == "PBSZ 0\r\nPROT P\r\nFEAT\r\n");
+            CHECK(made.reader.is_tls());
+        });
 }
 
 TEST_CASE("ftp: a server that wants the login before PBSZ and PROT is gone on with, over TLS")

@@ -3,11 +3,18 @@
 #include "conversation.hpp"
 #include "support/catch.hpp"
 #include "support/chunked_stream.hpp"
+#include "support/contexts.hpp"
+#include "support/raw_peer.hpp"
 #include "support/stream_links.hpp"
 #include "support/task.hpp"
+#include "support/thread.hpp"
+#include "support/tls_settings.hpp"
 
 #include <upgradeable_streams/starttls/http_connect.hpp>
 
+#include <asio/awaitable.hpp>
+
+#include <exception>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -79,6 +86,54 @@ TEST_CASE("http_connect: the certificate must be for the target, not for the pro
         test::negotiate(client, {test::hear(request), test::say("HTTP/1.1 200 OK\r\n\r\n"), test::begin_tls()});
     CHECK_THAT(result.what, test::contains("not accepted for \"target.example\""));
     CHECK(result.is_closed);
+}
+
+TEST_CASE(
+    "http_connect: a tunnel in plain text is to the target, for which the certificate must be when TLS begins later")
+{
+    const std::string name = GENERATE("", "localhost");
+    test::run(
+        [&]() -> asio::awaitable<void>
+        {
+            us::connection_options how;
+            how.ssl = &test::client_context();
+            how.upgradeable = true;
+            test::raw_link link = co_await test::link_with_raw_peer(how);
+            auto playing = test::run_in_thread(
+                [&]
+                {
+                    link.peer.recv_exactly(std::string_view("CONNECT target.example:25 HTTP/1.1\r\n"
+                                                            "Host: target.example:25\r\n\r\n")
+                                               .size());
+                    link.peer.send_all("HTTP/1.1 200 OK\r\n\r\n");
+                    try
+                    {
+                        link.peer.tls_accept(test::localhost_server());
+                    }
+                    catch (const std::exception&) // when the certificate is refused
+                    {
+                    }
+                });
+            const us::starttls::http_connect_options never{.policy = us::starttls_policy::never,
+                                                           .tls = {.server_hostname = name}};
+            us::starttls::negotiated made =
+                co_await us::starttls::http_connect(link.reader, link.writer, "target.example", 25, never);
+            std::string what;
+            try
+            {
+                std::tie(made.reader, made.writer) = co_await made.writer.start_tls();
+            }
+            catch (const us::tls_error& error)
+            {
+                what = error.what();
+            }
+            co_await test::joined(std::move(playing));
+            if (name.empty())
+                CHECK_THAT(what, test::contains("not accepted for \"target.example\""));
+            else
+                CHECK(what == "");
+            CHECK(made.reader.is_tls() == !name.empty());
+        });
 }
 
 TEST_CASE("http_connect: user and password are in the request, and not in errors")

@@ -49,15 +49,24 @@ TEST_CASE("irc: numerics are commands, not what stands in parameters, tags or pr
     CHECK(result.capabilities.empty());
 }
 
-TEST_CASE("irc: a PING is answered with what it holds")
+TEST_CASE("irc: a PING is answered with what it holds, and not where TLS has to begin")
 {
-    for (const auto& [ping, pong] :
-         {std::pair("PING :a  b\r\n", "PONG :a  b\r\n"), std::pair(":x PING a\n", "PONG a\r\n")})
+    for (const auto& [pings, pongs] :
+         {std::pair("PING :a  b\r\n", "PONG :a  b\r\n"), std::pair(":x PING a\nPING b\n", "PONG a\r\nPONG b\r\n")})
     {
-        const test::outcome result = test::negotiate(
-            us::starttls::irc, {hear("STARTTLS\r\n"), say(ping), hear(pong), say("670\r\n"), test::begin_tls()});
-        CHECK(result.trouble == "");
-        CHECK(result.is_tls);
+        const test::outcome upgraded = test::negotiate(
+            us::starttls::irc, {hear("STARTTLS\r\n"), say(pings), say("670\r\n"), test::begin_tls(), hear(pongs)});
+        CHECK(upgraded.what == "");
+        CHECK(upgraded.trouble == "");
+        CHECK(upgraded.is_tls);
+        CHECK(upgraded.goes_on);
+        const test::outcome plain =
+            test::negotiate(us::starttls::irc, {hear("STARTTLS\r\n"), say(pings), say("421\r\n"), hear(pongs)},
+                            {.policy = us::starttls_policy::attempt});
+        CHECK(plain.what == "");
+        CHECK(plain.trouble == "");
+        CHECK_FALSE(plain.is_tls);
+        CHECK(plain.goes_on);
     }
     const test::outcome result = test::negotiate(
         us::starttls::irc, {hear("STARTTLS\r\n"), say("PING :a\rQUIT\r\n"), {test::step::kind::finish}});

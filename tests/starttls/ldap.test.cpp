@@ -52,13 +52,14 @@ test::outcome answer_ldap_client(const std::string& answer, bool with_tls = fals
 
 } // namespace
 
-TEST_CASE("ldap: a result but success is a refusal, and protocolError and unavailable that TLS is not offered")
+TEST_CASE(
+    "ldap: a result but success is a refusal, and protocolError, unavailable or a referral that TLS is not offered")
 {
     for (int code = 1; code < 128; ++code)
     {
         const test::outcome result = answer_ldap_client(extended_response(std::string(1, static_cast<char>(code))));
         CAPTURE(code);
-        CHECK(result.error == (code == 2 || code == 52 ? errc::tls_not_offered : errc::request_refused));
+        CHECK(result.error == (code == 2 || code == 10 || code == 52 ? errc::tls_not_offered : errc::request_refused));
         CHECK_THAT(result.what, test::starts_with("LDAP: to \"StartTLS\" localhost answered \"resultCode " +
                                                   std::to_string(code) + ": because\""));
     }
@@ -93,7 +94,6 @@ TEST_CASE("ldap: an answer that is another message or of another request is malf
          {std::string("\x30\x80\x02\x01\x01", 5),                            // indefinite
           extended_response(success, "", 1, 5),                              // longer than any
           extended_response(success, "", 2),                                 // of another request
-          extended_response(success, "", 0),                                 // unasked, but no notice
           extended_response(success, ber('\x8a', "1.3.6.1.4.1.1466.20038")), // of another operation
           extended_response(success, ber('\x8a', "1.3.6.1.4.1.1466.20036")), // a notice with our messageID
           extended_response(""),
@@ -119,8 +119,14 @@ TEST_CASE("ldap: an answer that is another message or of another request is malf
     CHECK(answer_ldap_client(std::string("\x30\x83\x01\0\0", 5) + good).error == errc::reply_too_long);
 }
 
-TEST_CASE("ldap: a notice of disconnection is a refusal")
+TEST_CASE("ldap: a notice that is unknown is passed over, and one of disconnection is a refusal")
 {
+    const std::string success(1, '\0');
+    const std::string unknown = extended_response(success, "", 0) + extended_response("\x34", ber('\x8a', "1.2.3"), 0);
+    const test::outcome gone_on = answer_ldap_client(unknown + extended_response(success), true);
+    CHECK(gone_on.what == "");
+    CHECK(gone_on.is_tls);
+    CHECK(answer_ldap_client(unknown).error == errc::incomplete_read);
     const std::string notice = extended_response("\x34", ber('\x8a', "1.3.6.1.4.1.1466.20036"), 0);
     const test::outcome result = answer_ldap_client(notice);
     CHECK(result.error == errc::request_refused);

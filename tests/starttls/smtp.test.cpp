@@ -2,14 +2,21 @@
 
 #include "conversation.hpp"
 #include "support/catch.hpp"
+#include "support/certificates.hpp"
 #include "support/chunked_stream.hpp"
 #include "support/contexts.hpp"
+#include "support/raw_peer.hpp"
 #include "support/stream_links.hpp"
+#include "support/thread.hpp"
+#include "support/tls_settings.hpp"
 
+#include <upgradeable_streams/starttls/lmtp.hpp>
 #include <upgradeable_streams/starttls/smtp.hpp>
 
 #include <asio/awaitable.hpp>
+#include <asio/ssl/error.hpp>
 
+#include <exception>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -49,6 +56,96 @@ TEST_CASE("smtp: STARTTLS is found as a whole word, in any case and on any line,
         CHECK(result.is_tls);
         CHECK(result.capabilities.empty());
     }
+}
+
+TEST_CASE("smtp: a server that does not know EHLO does not offer TLS, and is told HELO where that is allowed")
+{
+    for (const std::string answer : {"500 what?\r\n", "501\r\n", "502-what\r\n502 is it?\r\n", "504 no\r\n"})
+    {
+        CAPTURE(answer);
+        std::vector<test::step> steps = {say("220\r\n"), hear("EHLO [127.0.0.1]\r\n"), say(answer)};
+        const test::outcome refused = test::negotiate(us::starttls::smtp, steps);
+        CHECK(refused.error == errc::tls_not_offered);
+        CHECK(refused.reply == answer);
+        CHECK(refused.is_closed);
+        steps.insert(steps.end(), {hear("HELO [127.0.0.1]\r\n"), say("250 mail.example\r\n")});
+        for (const us::starttls_policy policy : {us::starttls_policy::attempt, us::starttls_policy::never})
+        {
+            const test::outcome result = test::negotiate(us::starttls::smtp, steps, {.policy = policy});
+            CHECK(result.what == "");
+            CHECK(result.trouble == "");
+            CHECK_FALSE(result.is_tls);
+            CHECK(result.capabilities.empty());
+            CHECK(result.goes_on);
+        }
+        steps.back() = say("550 go away\r\n");
+        steps.push_back({test::step::kind::finish});
+        const test::outcome again =
+            test::negotiate(us::starttls::smtp, steps, {.policy = us::starttls_policy::attempt});
+        CHECK(again.error == errc::request_refused);
+        CHECK(again.reply == "550 go away\r\n");
+    }
+    for (const std::string answer : {"550 no\r\n", "554 no\r\n", "421 bye\r\n"})
+    {
+        const test::outcome result = test::negotiate(
+            us::starttls::smtp, {say("220\r\n"), hear("EHLO [127.0.0.1]\r\n"), say(answer), {test::step::kind::finish}},
+            {.policy = us::starttls_policy::attempt});
+        CHECK(result.error == errc::request_refused);
+    }
+    const test::outcome local = test::negotiate(
+        us::starttls::lmtp,
+        {say("220\r\n"), hear("LHLO [127.0.0.1]\r\n"), say("500 what?\r\n"), {test::step::kind::finish}},
+        {.policy = us::starttls_policy::attempt});
+    CHECK(local.error == errc::request_refused);
+}
+
+TEST_CASE("smtp: a server that ends TLS amid its answer is shown with its last words")
+{
+    std::vector<test::step> steps = test::conversation_of("smtp").steps;
+    steps.back() = say("421 4.3.2 shutting");
+    steps.push_back({test::step::kind::finish});
+    const test::outcome result = test::negotiate(us::starttls::smtp, steps);
+    CHECK(result.error == asio::ssl::error::stream_truncated);
+    CHECK(result.reply == "421 4.3.2 shutting");
+    CHECK_THAT(result.what, test::starts_with("SMTP: to \"EHLO\" localhost answered \"421 4.3.2 shutting\": "));
+    CHECK(result.is_closed);
+}
+
+TEST_CASE("smtp: a server that demands a certificate of the client is told of as the one that refuses")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            us::connection_options how;
+            how.ssl = &test::client_context();
+            how.upgradeable = true;
+            test::raw_link link = co_await test::link_with_raw_peer(how);
+            test::tls_settings settings = test::localhost_server();
+            settings.ca_file = test::authority().ca_file();
+            auto playing = test::run_in_thread(
+                [&]
+                {
+                    link.peer.send_all("220\r\n");
+                    link.peer.recv_line();
+                    link.peer.send_all("250-a\r\n250 STARTTLS\r\n");
+                    link.peer.recv_line();
+                    link.peer.send_all("220 go\r\n");
+                    try
+                    {
+                        link.peer.tls_accept(settings);
+                    }
+                    catch (const std::exception&) // who has no certificate
+                    {
+                    }
+                });
+            const auto ended =
+                co_await test::exception_of<us::starttls_error>(us::starttls::smtp(link.reader, link.writer));
+            co_await test::joined(std::move(playing));
+            CHECK_THAT(ended.what(), test::starts_with("SMTP: to \"EHLO\" localhost answered nothing: "));
+            CHECK_THAT(ended.what(), test::contains("certificate required"));
+            CHECK(ended.code().category() == asio::error::get_ssl_category());
+            CHECK(link.writer.is_closing());
+        });
 }
 
 TEST_CASE("smtp: a server that fails behind its go-ahead, over TLS, is told with its words")

@@ -2,9 +2,12 @@
 
 #include "conversation.hpp"
 #include "support/catch.hpp"
+#include "support/contexts.hpp"
 #include "support/stream_links.hpp"
 
 #include <upgradeable_streams/starttls/xmpp.hpp>
+
+#include <asio/awaitable.hpp>
 
 #include <stdexcept>
 #include <string>
@@ -106,7 +109,7 @@ TEST_CASE("xmpp: what XMPP excludes, and what is no XML, is malformed")
           "<a>&#1f;</a>", "<a>& </a>", "<a></b>", "</a>", "<a><b></a></b>", "<a b='1' b='2'/>", "<a b='<'/>", "\x01", "</a b='c'>", "</a/>"})
         firsts.push_back(xmpp_opening + "<stream:features>" + inside + "</stream:features>");
     for (const std::string beside :
-         {"a<stream:features/>", "&lt;\n", "<features/>", "<message>a</message>", "</stream:stream>"})
+         {"a<stream:features/>", "&lt;\n", "<features/>", "<message>a</message>", "</message>"})
         firsts.push_back(xmpp_opening + beside);
     for (const std::string& first : firsts)
     {
@@ -116,7 +119,7 @@ TEST_CASE("xmpp: what XMPP excludes, and what is no XML, is malformed")
         CHECK(result.heard == xmpp_header);
     }
     for (const std::string answer : {"<proceed/>", "<proceed xmlns='jabber:client'/>", "<failure/>", "<message/>",
-                                     "</stream:stream>", "<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'></failure>"})
+                                     "</proceed>", "<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'></failure>"})
     {
         const test::outcome result = open_xmpp_client({hear(xmpp_header),
                                                        say(xmpp_opening + xmpp_offer),
@@ -166,6 +169,41 @@ TEST_CASE("xmpp: the words of an error are shown, and not those of the stream's 
     CHECK(result.error == errc::request_refused);
     CHECK_THAT(result.what, test::starts_with("XMPP: to \"<stream:stream>\" localhost answered "
                                               "\"<stream:error><host-unknown/></stream:error>\""));
+}
+
+TEST_CASE("xmpp: a server that ends its stream refuses")
+{
+    const test::outcome result = open_xmpp_client({hear(xmpp_header), say(xmpp_opening + "\n</stream:stream>")});
+    CHECK(result.error == errc::request_refused);
+    CHECK_THAT(result.what, test::contains("answered \"</stream:stream>\""));
+    const test::outcome later = open_xmpp_client(
+        {hear(xmpp_header), say(xmpp_opening + xmpp_offer), hear(xmpp_request), say("</stream:stream>")});
+    CHECK(later.error == errc::request_refused);
+}
+
+TEST_CASE("xmpp: where the connection began with TLS, its certificate must have been verified for the domain")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            us::connection_options how;
+            how.ssl = &test::client_context();
+            how.other_hostnames = {"im.example", "chat.example"};
+            test::raw_link link = co_await test::link_with_raw_peer(how);
+            const auto ask_for = [&](std::string_view domain, std::string_view name = {})
+            {
+                return us::starttls::xmpp(
+                    link.reader, link.writer,
+                    {.policy = us::starttls_policy::never, .tls = {.server_hostname = name}, .domain = domain});
+            };
+            CHECK_THROWS_MATCHES(ask_for("bank.example"), std::invalid_argument,
+                                 test::message_contains("verified for \"localhost\", not for \"bank.example\""));
+            CHECK_THROWS_AS(ask_for("localhost", "bank.example"), std::invalid_argument);
+            CHECK_FALSE(link.writer.is_closing());
+            CHECK_NOTHROW(ask_for("bank.example", "localhost"));
+            CHECK_NOTHROW(ask_for("Im.Example"));
+            CHECK_NOTHROW(ask_for("localhost."));
+        });
 }
 
 TEST_CASE("xmpp: the certificate must be for the domain, whatever host was connected to, unless another name is given")

@@ -48,6 +48,9 @@ public:
     virtual bool is_tls() const = 0;
     virtual bool can_write_eof() const = 0;
     virtual const tls_settings& settings() const = 0;
+
+    /// What is at the other end is another server from here on: a later upgrade is for that one.
+    virtual void turn_to(std::string_view server) = 0;
     virtual std::optional<int> native_socket() = 0;
 
 protected:

@@ -8,6 +8,7 @@
 #include <openssl/ssl.h>
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -26,8 +27,17 @@ public:
     explicit key_log(const std::string& path)
         : descriptor_(::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0600))
     {
+        const std::string what = "key log file \"" + path + "\"";
         if (descriptor_ < 0)
-            throw std::system_error(errno, std::generic_category(), "key log file \"" + path + "\"");
+            throw std::system_error(errno, std::generic_category(), what);
+        struct stat status;
+        const bool is_known = ::fstat(descriptor_, &status) == 0;
+        const bool is_own = status.st_uid == ::geteuid() && (status.st_mode & (S_IRWXG | S_IRWXO)) == 0;
+        if (is_known && (!S_ISREG(status.st_mode) || is_own))
+            return;
+        ::close(descriptor_);
+        throw std::system_error(std::make_error_code(std::errc::operation_not_permitted),
+                                what + " is another user's or can be read by others; chmod 600 it");
     }
 
     ~key_log() { ::close(descriptor_); }

@@ -72,6 +72,13 @@ public:
     /// What was said before is not shown as if it had come over TLS.
     asio::awaitable<void> start_tls();
 
+    /// What is in plain text now leads to another server.
+    void turn_to(std::string_view server)
+    {
+        if (!reader_.is_tls())
+            writer_.handle_->connection()->turn_to(server);
+    }
+
     /// Throws a starttls_error with what the server answered.
     [[noreturn]] void fail(const std::error_code& reason) const;
 
@@ -134,6 +141,11 @@ UPGRADEABLE_STREAMS_DECL starttls_dialogue::starttls_dialogue(std::string_view p
         if (!options.tls.tlsa_records.empty() || (is_known_by_dns && !reader_.is_tls()))
             throw std::invalid_argument("tlsa_records come to nothing with starttls_policy::never; give them where TLS "
                                         "begins");
+        if (reader_.is_tls() && !asked_for.empty() &&
+            !known.was_verified_for(asked_for, writer_.handle_->connection()->ssl()))
+            throw std::invalid_argument(protocol_ + ": the certificate was verified for \"" + known.server_hostname +
+                                        "\", not for \"" + std::string(asked_for) +
+                                        "\"; give that as server_hostname, or among other_hostnames, where TLS begins");
         return;
     }
     if (reader_.is_tls())
@@ -273,9 +285,13 @@ UPGRADEABLE_STREAMS_DECL void starttls_dialogue::give_up()
     }
     catch (const std::system_error& error)
     {
+        hear(writer_.handle_->connection()->received());
         if (is_late || error.code() == errc::operation_timeout)
             fail(errc::negotiation_timeout);
-        if (error.code() == asio::error::connection_reset || error.code() == errc::tls_not_offered)
+        const bool is_callers = error.code().category() == category() ||
+                                error.code() == asio::error::operation_aborted ||
+                                error.code() == asio::error::no_memory;
+        if (!is_callers || error.code() == errc::tls_not_offered)
             fail(error.code());
         throw;
     }

@@ -63,6 +63,7 @@ public:
     }
 
     const tls_settings& settings() const override { return stream_.state_->settings; }
+    void turn_to(std::string_view server) override { stream_.state_->settings.turn_to(server); }
 
     std::optional<int> native_socket() override
     {

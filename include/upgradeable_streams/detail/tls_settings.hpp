@@ -61,9 +61,26 @@ struct tls_settings
     /// Takes the session of another connection of the same client, for the next handshake.
     void resume(SSL* from);
 
-    /// Of another server than that which the settings were made for.
-    void forget_server()
+    /// Whether the settings were made for the server of this name.
+    bool is_for(std::string_view name) const
     {
+        return !server_hostname.empty() &&
+               server_identity::parse(server_hostname).is_same(server_identity::parse(name));
+    }
+
+    /// Whether a connection in TLS is known to be with the server of this name, as far as anything was verified.
+    bool was_verified_for(std::string_view name, SSL* ssl) const
+    {
+        const auto is_it = [&](const std::string& other)
+        { return server_identity::parse(other).is_same(server_identity::parse(name)); };
+        return role != tls_role::client || !(SSL_get_verify_mode(ssl) & SSL_VERIFY_PEER) || is_for(name) ||
+               std::ranges::any_of(other_hostnames, is_it);
+    }
+
+    /// The settings are to be for another server, which is not known yet where the name is empty.
+    void turn_to(std::string_view server)
+    {
+        server_hostname = server;
         tlsa_records.clear();
         other_hostnames.clear();
     }
@@ -115,9 +132,9 @@ UPGRADEABLE_STREAMS_DECL void tls_settings::apply(const tls_options& options)
         role = *options.role;
     if (!options.server_hostname.empty())
     {
-        const server_identity given = server_identity::parse(options.server_hostname);
+        server_identity::parse(options.server_hostname);
         const bool is_known_otherwise = !tlsa_records.empty() || !other_hostnames.empty();
-        if (is_known_otherwise && !server_hostname.empty() && !server_identity::parse(server_hostname).is_same(given))
+        if (is_known_otherwise && !server_hostname.empty() && !is_for(options.server_hostname))
         {
             if (!tlsa_records.empty() && options.tlsa_records.empty())
                 throw std::invalid_argument("tlsa_records were given for \"" + server_hostname +
@@ -251,8 +268,7 @@ UPGRADEABLE_STREAMS_DECL void tls_settings::resume(SSL* from)
     refuse_unless(!SSL_is_server(from) && SSL_is_init_finished(from), "must be a client's connection in TLS");
     refuse_unless(SSL_get_SSL_CTX(from) == context.get(), "must be a connection of the same context");
     const std::string name = expected_name(from);
-    refuse_unless(!name.empty() && !server_hostname.empty() && server_identity::parse(server_hostname).is_same({name}),
-                  "must be a connection with the same server_hostname");
+    refuse_unless(!name.empty() && is_for(name), "must be a connection with the same server_hostname");
     session = copy_session(SSL_get_session(from));
 }
 

@@ -36,8 +36,8 @@ inline bool is_xml_text(std::string_view text)
     return text.find('<') == text.npos;
 }
 
-/// A tag with its attributes. Comments, processing instructions, CDATA sections and what belongs to a DTD are none
-/// (RFC 6120 section 11.1).
+/// A tag with its attributes. Comments, processing instructions and what belongs to a DTD are none (RFC 6120 section
+/// 11.1), nor are CDATA sections, which XMPP allows and no server needs before TLS.
 struct xml_tag
 {
     std::string_view name; ///< With its prefix.

@@ -28,14 +28,16 @@ namespace upgradeable_streams
 namespace starttls
 {
 
-/// Reads the greeting, upgrades, has data connections encrypted too (PBSZ 0, PROT P), and says FEAT.
+/// Reads the greeting, upgrades, has data connections encrypted too (PBSZ 0, PROT P), as also where the connection
+/// began with TLS (port 990), and says FEAT. A server that says 120, that it will be ready in some minutes, has as many
+/// as `timeout` gives.
 ///
 /// FTP offers nothing beforehand: a server that refuses AUTH TLS is one that `attempt` uses in plain text, unless it
 /// says 421. Where TLS is required, 500, 502, 504 and 530 are errc::tls_not_offered, and other refusals
 /// request_refused.
 ///
-/// A server may want the login before PBSZ and PROT, as RFC 4217 allows, and answers them with 530: then they are for
-/// the caller to say after it.
+/// A server may want the login before PBSZ and PROT, as RFC 4217 allows, and answers them with 530: then data would not
+/// be encrypted. A caller says both after the login, which is right with every server.
 ///
 /// Returns: `capabilities` are the lines of FEAT, as `MLST type*;size*;`, `UTF8`; none where the server refuses it.
 /// Each data connection begins with a handshake of its own, in which servers may demand `tls_options::resume_from`.
@@ -91,8 +93,7 @@ inline asio::awaitable<ftp_reply> ask_ftp(starttls_dialogue& dialogue, std::stri
     return read_ftp(dialogue);
 }
 
-/// Asks for TLS, and in it for data connections that are encrypted too.
-inline asio::awaitable<void> secure_ftp(starttls_dialogue& dialogue)
+inline asio::awaitable<void> start_ftp_tls(starttls_dialogue& dialogue)
 {
     const ftp_reply answer = co_await ask_ftp(dialogue, "AUTH TLS");
     if (answer.code != "234")
@@ -104,6 +105,11 @@ inline asio::awaitable<void> secure_ftp(starttls_dialogue& dialogue)
         co_return;
     }
     co_await dialogue.start_tls();
+}
+
+/// Has data connections encrypted too.
+inline asio::awaitable<void> protect_ftp_data(starttls_dialogue& dialogue)
+{
     const std::array<std::string_view, 2> commands = {"PBSZ 0", "PROT P"};
     for (const std::string_view command : commands)
     {
@@ -123,7 +129,9 @@ inline asio::awaitable<std::vector<std::string>> talk_ftp(starttls_dialogue& dia
     if (reply.code != "220")
         dialogue.fail(errc::request_refused);
     if (dialogue.wants_tls(true))
-        co_await secure_ftp(dialogue);
+        co_await start_ftp_tls(dialogue);
+    if (dialogue.writer().is_tls())
+        co_await protect_ftp_data(dialogue);
     reply = co_await ask_ftp(dialogue, "FEAT");
     if (reply.code == "421")
         dialogue.fail(errc::request_refused);

@@ -33,10 +33,12 @@ namespace starttls
 
 struct http_connect_options
 {
-    /// Of the tunnel: `never` leaves it in plain text; `attempt` is as `require`, for no target tells what it offers.
+    /// Of the tunnel: `never` leaves it in plain text, for a later start_tls with the target, and no longer with the
+    /// proxy; `attempt` is as `require`, for no target tells what it offers.
     starttls_policy policy = starttls_policy::require;
 
-    /// As for stream_writer::start_tls, with the target for `server_hostname` unless that is given.
+    /// As for stream_writer::start_tls, with the target for `server_hostname` unless that is given. With `never` the
+    /// name alone counts.
     tls_options tls = {};
 
     /// The deadline of what is said before the handshake.
@@ -104,7 +106,7 @@ inline std::string parse_http_status(const std::string& line)
 }
 
 inline asio::awaitable<std::vector<std::string>> talk_http_connect(starttls_dialogue& dialogue, std::string name,
-                                                                   std::string request)
+                                                                   std::string request, std::string server)
 {
     dialogue.ask(name, request);
     std::string status;
@@ -123,6 +125,8 @@ inline asio::awaitable<std::vector<std::string>> talk_http_connect(starttls_dial
     } while (status[0] == '1');
     if (dialogue.wants_tls(true))
         co_await dialogue.start_tls();
+    else
+        dialogue.turn_to(server);
     std::vector<std::string> none;
     co_return none;
 }
@@ -138,12 +142,14 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> http_connect(const stream_r
 {
     const std::string target = detail::make_authority(host, port.to_string());
     starttls_options tunnel = {.policy = options.policy, .tls = options.tls, .timeout = options.timeout};
-    if (tunnel.tls.server_hostname.empty())
-        tunnel.tls.server_hostname = host;
+    const std::string server(options.tls.server_hostname.empty() ? host : options.tls.server_hostname);
+    tunnel.tls.server_hostname = server;
+    if (options.policy == starttls_policy::never)
+        tunnel.tls.server_hostname = {}; // the pair is the proxy's until it has answered
     const std::string request = "CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n" +
                                 detail::proxy_authorization(options.user, options.password) + "\r\n";
     return detail::starttls_dialogue::run("HTTP", reader, writer, tunnel, detail::talk_http_connect,
-                                          "CONNECT " + target, request);
+                                          "CONNECT " + target, request, server);
 }
 
 } // namespace starttls

@@ -39,7 +39,7 @@ asio::awaitable<negotiated> imap(const stream_reader& reader, const stream_write
 bool is_imap_request(std::string_view line);
 
 /// Answers a client's STARTTLS with OK and upgrades, or says why not: BAD to parameters and in TLS, NO without a
-/// context.
+/// context. What the client said before TLS, as ID and ENABLE, is to be forgotten.
 asio::awaitable<stream_pair> answer_imap(const stream_reader& reader, const stream_writer& writer,
                                          std::string_view line, const tls_options& options = {});
 

@@ -26,7 +26,8 @@ namespace upgradeable_streams
 namespace starttls
 {
 
-/// Upgrades, before the client registers; what the server says meanwhile is skipped, but for PING, which is answered.
+/// Upgrades, before the client registers; what the server says meanwhile is skipped, but for PING, which is answered
+/// when the server has said whether TLS begins: before, the answer could reach it where TLS has to begin.
 ///
 /// IRC offers nothing beforehand: a server that answers 421, 451 or 691 is one that `attempt` uses in plain text. Where
 /// TLS is required, 421 and 451 (the command is not known) are errc::tls_not_offered, and 691 (STARTTLS failed) is
@@ -63,7 +64,8 @@ inline asio::awaitable<std::vector<std::string>> talk_irc(starttls_dialogue& dia
     if (!dialogue.wants_tls(true))
         co_return std::vector<std::string>();
     dialogue.ask("STARTTLS", "STARTTLS\r\n");
-    for (;;)
+    std::string pong;
+    for (bool is_decided = false; !is_decided;)
     {
         const std::string line = co_await dialogue.read_line(irc_formats);
         dialogue.explain(line);
@@ -72,21 +74,19 @@ inline asio::awaitable<std::vector<std::string>> talk_irc(starttls_dialogue& dia
         for (const char mark : {'@', ':'}) // tags and prefix
             if (command.starts_with(mark))
                 command = take_word(parameters);
+        const bool is_refused = command == "421" || command == "451" || command == "691";
+        is_decided = is_refused || command == "670";
         if (command == "670")
-        {
             co_await dialogue.start_tls();
-            co_return std::vector<std::string>();
-        }
-        if (command == "421" || command == "451" || command == "691")
-        {
+        else if (is_refused)
             dialogue.refused(command == "691" ? errc::request_refused : errc::tls_not_offered);
-            co_return std::vector<std::string>();
-        }
-        if (command == "error")
+        else if (command == "error")
             dialogue.fail(errc::request_refused);
-        if (command == "ping")
-            dialogue.writer().write("PONG " + std::string(parameters) + "\r\n");
+        else if (command == "ping")
+            pong += "PONG " + std::string(parameters) + "\r\n";
     }
+    dialogue.writer().write(pong);
+    co_return std::vector<std::string>();
 }
 
 } // namespace detail

@@ -31,8 +31,8 @@ namespace starttls
 
 /// Sends a StartTLS request, with the messageID 1, and upgrades when the server answers with success.
 ///
-/// A server that answers with protocolError or unavailable does not offer TLS; one that answers with another code, or
-/// with a notice of disconnection, refuses.
+/// A server that answers with protocolError, unavailable or a referral does not offer TLS; one that answers with
+/// another code, or with a notice of disconnection, refuses.
 asio::awaitable<negotiated> ldap(const stream_reader& reader, const stream_writer& writer,
                                  const starttls_options& options = {});
 
@@ -74,6 +74,7 @@ enum ldap_result : unsigned char
     ldap_success = 0,
     ldap_operations_error = 1,
     ldap_protocol_error = 2,
+    ldap_referral = 10,
     ldap_unavailable_critical_extension = 12,
     ldap_unavailable = 52
 };
@@ -149,14 +150,8 @@ struct ldap_response
     }
 };
 
-inline asio::awaitable<std::vector<std::string>> talk_ldap(starttls_dialogue& dialogue)
+inline asio::awaitable<std::string> read_ldap(starttls_dialogue& dialogue)
 {
-    std::vector<std::string> none;
-    if (!dialogue.wants_tls(true))
-        co_return none;
-    dialogue.ask("StartTLS", make_ber(ldap_sequence,
-                                      make_ber(ldap_integer, "\x01") +
-                                          make_ber(ldap_extended_request, make_ber(ldap_request_name, start_tls_oid))));
     std::string message = co_await dialogue.read(2);
     const std::optional<std::size_t> more = ber_length_size(message[1]);
     if (message[0] != ldap_sequence || !more)
@@ -165,18 +160,34 @@ inline asio::awaitable<std::vector<std::string>> talk_ldap(starttls_dialogue& di
     message += length;
     const std::size_t size = parse_big_endian(std::string_view(message).substr(*more > 0 ? 2 : 1));
     const std::string content = co_await dialogue.read(size);
-    message += content;
+    co_return message + content;
+}
 
-    const std::optional<ldap_response> response = ldap_response::parse(message);
-    if (!response)
-        dialogue.fail(errc::reply_malformed);
-    const std::string words(response->words);
-    dialogue.explain("resultCode " + std::to_string(response->result) + (words.empty() ? "" : ": " + words));
-    if (response->id == 0 && response->name == disconnection_oid)
-        dialogue.fail(errc::request_refused);
+inline asio::awaitable<std::vector<std::string>> talk_ldap(starttls_dialogue& dialogue)
+{
+    std::vector<std::string> none;
+    if (!dialogue.wants_tls(true))
+        co_return none;
+    dialogue.ask("StartTLS", make_ber(ldap_sequence,
+                                      make_ber(ldap_integer, "\x01") +
+                                          make_ber(ldap_extended_request, make_ber(ldap_request_name, start_tls_oid))));
+    std::string message;
+    std::optional<ldap_response> response;
+    do // notices that are unknown are to be ignored (section 4.4.1)
+    {
+        message = co_await read_ldap(dialogue);
+        response = ldap_response::parse(message);
+        if (!response)
+            dialogue.fail(errc::reply_malformed);
+        const std::string words(response->words);
+        dialogue.explain("resultCode " + std::to_string(response->result) + (words.empty() ? "" : ": " + words));
+        if (response->id == 0 && response->name == disconnection_oid)
+            dialogue.fail(errc::request_refused);
+    } while (response->id == 0);
     if (response->id != 1 || (!response->name.empty() && response->name != start_tls_oid))
         dialogue.fail(errc::reply_malformed);
-    const bool is_offered = response->result != ldap_protocol_error && response->result != ldap_unavailable;
+    const bool is_offered = response->result != ldap_protocol_error && response->result != ldap_unavailable &&
+                            response->result != ldap_referral;
     if (is_offered && response->result != ldap_success)
         dialogue.fail(errc::request_refused);
     if (dialogue.wants_tls(is_offered))

@@ -42,7 +42,8 @@ inline bool is_nntp_request(std::string_view line)
 }
 
 /// Answers a client's STARTTLS with 382 and upgrades, or says why not: 501 to parameters, 580 without a context, 502 in
-/// TLS.
+/// TLS. After TLS all is as behind the greeting, the current group and article forgotten, but that MODE READER still
+/// holds (RFC 4642 section 2.2.2).
 asio::awaitable<stream_pair> answer_nntp(const stream_reader& reader, const stream_writer& writer,
                                          std::string_view line, const tls_options& options = {});
 

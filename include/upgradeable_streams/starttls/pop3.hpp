@@ -39,6 +39,7 @@ inline bool is_pop3_request(std::string_view line)
 }
 
 /// Answers a client's STLS with +OK and upgrades, or with -ERR says why not: parameters, no context, TLS already.
+/// A name that USER gave before TLS is to be forgotten (RFC 2595 section 4).
 asio::awaitable<stream_pair> answer_pop3(const stream_reader& reader, const stream_writer& writer,
                                          std::string_view line, const tls_options& options = {});
 

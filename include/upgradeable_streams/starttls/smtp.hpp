@@ -18,6 +18,7 @@
 #include <asio/awaitable.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <optional>
 #include <stdexcept>
@@ -31,7 +32,9 @@ namespace upgradeable_streams
 namespace starttls
 {
 
-/// Reads the greeting and says EHLO, upgrades, and says EHLO again.
+/// Reads the greeting and says EHLO, upgrades, and says EHLO again. A server that does not know EHLO, and says 500 to
+/// 502 or 504, does not offer TLS, and is told HELO (RFC 5321 section 3.2). That a greeting may take five minutes
+/// (section 4.5.3.2) is for `timeout` to say.
 ///
 /// Returns: `capabilities` are the lines of the server's last answer but its name, as `PIPELINING`, `AUTH PLAIN LOGIN`.
 asio::awaitable<negotiated> smtp(const stream_reader& reader, const stream_writer& writer,
@@ -55,47 +58,70 @@ asio::awaitable<stream_pair> answer_smtp(const stream_reader& reader, const stre
 namespace detail
 {
 
-/// Reads a reply, each line of which must have this code (RFC 5321 section 4.2). Returns: the lines without it.
-inline asio::awaitable<std::vector<std::string>> expect_smtp(starttls_dialogue& dialogue, std::string_view code)
+struct smtp_reply
 {
-    std::vector<std::string> lines;
-    std::string first;
+    std::string code;
+    std::vector<std::string> lines; ///< Without the code.
+};
+
+/// Reads a reply, each line of which has its code (RFC 5321 section 4.2).
+inline asio::awaitable<smtp_reply> read_smtp(starttls_dialogue& dialogue)
+{
+    smtp_reply reply;
     for (bool is_last = false; !is_last;)
     {
         const std::string line = co_await dialogue.read_line();
-        const std::string line_code = reply_code(dialogue, line, " -");
-        if (lines.empty())
-            first = line_code;
-        if (line_code != first)
+        const std::string code = reply_code(dialogue, line, " -");
+        if (reply.lines.empty())
+            reply.code = code;
+        if (code != reply.code)
             dialogue.fail(errc::reply_malformed);
         is_last = line.find('-') != 3;
-        lines.push_back(line.substr(std::min<std::size_t>(line.size(), 4)));
+        reply.lines.push_back(line.substr(std::min<std::size_t>(line.size(), 4)));
     }
-    if (first != code)
-        dialogue.fail(errc::request_refused);
-    co_return lines;
+    co_return reply;
 }
 
-/// Says EHLO or LHLO. Returns: what the server is capable of.
-inline asio::awaitable<std::vector<std::string>> say_hello(starttls_dialogue& dialogue, const std::string& hello)
+inline asio::awaitable<smtp_reply> expect_smtp(starttls_dialogue& dialogue, std::string_view code)
 {
-    dialogue.ask(hello.substr(0, 4), hello);
-    std::vector<std::string> lines = co_await expect_smtp(dialogue, "250");
-    lines.erase(lines.begin());
-    co_return lines;
+    smtp_reply reply = co_await read_smtp(dialogue);
+    if (reply.code != code)
+        dialogue.fail(errc::request_refused);
+    co_return reply;
+}
+
+/// What the server has told in its answer to EHLO or LHLO that it is capable of.
+inline std::vector<std::string> capabilities_in(starttls_dialogue& dialogue, smtp_reply answer)
+{
+    if (answer.code != "250")
+        dialogue.fail(errc::request_refused);
+    answer.lines.erase(answer.lines.begin());
+    return std::move(answer.lines);
 }
 
 inline asio::awaitable<std::vector<std::string>> talk_smtp(starttls_dialogue& dialogue, std::string hello)
 {
     co_await expect_smtp(dialogue, "220");
-    std::vector<std::string> capabilities = co_await say_hello(dialogue, hello);
+    const std::string command = hello.substr(0, 4);
+    dialogue.ask(command, hello);
+    smtp_reply answer = co_await read_smtp(dialogue);
+    const bool is_unknown = std::ranges::count(std::array{"500", "501", "502", "504"}, answer.code) > 0;
+    if (is_unknown && command == "EHLO")
+    {
+        dialogue.wants_tls(false);
+        dialogue.ask("HELO", "HELO" + hello.substr(4));
+        co_await expect_smtp(dialogue, "250");
+        co_return std::vector<std::string>();
+    }
+    std::vector<std::string> capabilities = capabilities_in(dialogue, std::move(answer));
     if (!dialogue.wants_tls(std::ranges::any_of(capabilities, starttls::is_smtp_request)))
         co_return capabilities;
     dialogue.ask("STARTTLS", "STARTTLS\r\n");
     co_await expect_smtp(dialogue, "220");
     co_await dialogue.start_tls();
-    capabilities = co_await say_hello(dialogue, hello);
-    co_return capabilities;
+    dialogue.ask(command, hello);
+    answer = co_await read_smtp(dialogue);
+    co_return capabilities_in(dialogue, std::move(answer));
 }
 
 /// What a client calls itself that has no other name.

@@ -89,7 +89,7 @@ inline asio::awaitable<std::string> read_xmpp_tag(starttls_dialogue& dialogue, b
     co_return text;
 }
 
-/// Reads the stream's next element. Errors: errc::request_refused for the one that ends the stream.
+/// Reads the stream's next element. Errors: errc::request_refused for the one that ends the stream, and for its end.
 inline asio::awaitable<xmpp_element> read_xmpp_element(starttls_dialogue& dialogue)
 {
     xmpp_element element;
@@ -100,6 +100,11 @@ inline asio::awaitable<xmpp_element> read_xmpp_element(starttls_dialogue& dialog
         const std::string text = co_await read_xmpp_tag(dialogue, !open.empty());
         const std::size_t begin = text.find('<');
         const std::optional<xml_tag> tag = xml_tag::parse(std::string_view(text).substr(begin));
+        if (tag && tag->is_end && open.empty() && tag->name == "stream:stream")
+        {
+            dialogue.explain(text.substr(begin));
+            dialogue.fail(errc::request_refused);
+        }
         if (!tag || (tag->is_end && (open.empty() || open.back() != tag->name)))
             dialogue.fail(errc::reply_malformed);
         const std::size_t depth = open.size();
@@ -190,7 +195,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated>
 xmpp_server(const stream_reader& reader, const stream_writer& writer, const starttls_options& options)
 {
     return detail::negotiate_xmpp(reader, writer, options,
-                                  " xmlns='jabber:server'" +
+                                  " xmlns='jabber:server' xmlns:db='jabber:server:dialback'" +
                                       detail::make_xmpp_attribute("from", options.client_name, "client_name"));
 }
 
