@@ -103,6 +103,7 @@ TEST_CASE("limit_overrun_error: it tells how many bytes hold no separator")
 TEST_CASE("tls_error: it carries the code, the verify result and what the peer sent")
 {
     const us::tls_error error(us::errc::plaintext_injection, "TLS upgrade", 10, "454 TLS not available\r\n");
+    CHECK_FALSE(error.peer_certificate());
     CHECK(error.code() == us::errc::plaintext_injection);
     CHECK(error.verify_result() == 10);
     CHECK(error.received() == "454 TLS not available\r\n");

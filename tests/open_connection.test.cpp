@@ -297,6 +297,9 @@ TEST_CASE("open_connection: a number that is no port, an empty service and an em
     CHECK_THROWS_AS(us::open_connection("[]", 25), std::invalid_argument);
     CHECK_THROWS_AS(us::open_connection("localhost\0.example"sv, 25), std::invalid_argument);
     CHECK_THROWS_AS(us::open_connection("localhost", "smtp\0x"sv), std::invalid_argument);
+    for (const us::port_number none : {us::port_number(0), us::port_number("00")})
+        CHECK_THROWS_MATCHES(us::open_connection("localhost", none), std::invalid_argument,
+                             test::message_contains("port 0 is for servers"));
 }
 
 TEST_CASE("open_connection: an unknown service or host is the resolver's error, which names the host")

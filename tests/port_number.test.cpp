@@ -35,7 +35,12 @@ TEST_CASE("port_number: a number that is no port is std::invalid_argument, not a
     CHECK_THROWS_AS(us::port_number(65536), std::invalid_argument);
     CHECK_THROWS_AS(us::port_number(std::numeric_limits<std::int64_t>::min()), std::invalid_argument);
     CHECK_THROWS_AS(us::port_number(std::numeric_limits<std::uint64_t>::max()), std::invalid_argument);
-    CHECK_THROWS_MATCHES(us::port_number(70000), std::invalid_argument, test::message_contains("0 to 65535"));
+    CHECK_THROWS_MATCHES(us::port_number(70000), std::invalid_argument,
+                         test::message_contains("port 70000: a port is a number from 0 to 65535"));
+    CHECK_THROWS_MATCHES(us::port_number("70000"), std::invalid_argument,
+                         test::message_contains("port \"70000\": a port is a number from 0 to 65535"));
+    CHECK_THROWS_MATCHES(us::port_number(std::string_view("25\0x", 4)), std::invalid_argument,
+                         test::message_contains("holds a NUL"));
 }
 
 TEST_CASE("port_number: an empty service name is std::invalid_argument")

@@ -341,6 +341,20 @@ TEST_CASE("contexts_by_name: what was set on the SSL object itself stays")
     SSL_set_verify(verifying.server(), SSL_VERIFY_PEER, [](int, X509_STORE_CTX*) { return ++calls; });
     CHECK(verifying.connect());
     CHECK(calls > 0);
+
+    const std::string ca_file = test::authority().ca_file();
+    us::server_context_options verified = identified("verified");
+    verified.client_ca_file = ca_file;
+    auto verified_context = us::create_server_context(verified);
+    const us::named_context of_clients[] = {{"verified.test", &verified_context}};
+    auto other_front = front_of(of_clients);
+    client deep;
+    const auto issued = test::authority().issue({.common_name = "deep", .client_auth = true, .by_intermediate = true});
+    deep.identify(issued);
+    CHECK(deep.meet(other_front, "verified.test").connect());
+    auto shallow = deep.meet(other_front, "verified.test");
+    SSL_set_verify_depth(shallow.server(), 0);
+    CHECK_FALSE(shallow.connect());
 }
 
 TEST_CASE("contexts_by_name: a verify callback of the named context is called, and none of the server's own")
@@ -570,8 +584,9 @@ TEST_CASE("contexts_by_name: what cannot be is std::invalid_argument, and the na
         refused({{bad, &mail}}, "\"" + std::string(bad) + "\" is no wildcard");
     for (const std::string_view bad : {".test", "a..test", "a.test..", "*..test"})
         refused({{bad, &mail}}, "\"" + std::string(bad) + "\" has an empty label");
-    for (const std::string_view bad : {"a b.test"sv, "\xc3\xa4.test"sv, "a\n.test"sv})
+    for (const std::string_view bad : {"a\tb.test"sv, "\xc3\xa4.test"sv, "a\n.test"sv})
         refused({{bad, &mail}}, "printable ASCII");
+    refused({{"a b.test", &mail}}, "holds a space");
     refused({{"a\0b.test"sv, &mail}}, "contexts_by_name: \"a"); // and what() ends
     refused({{long_name, &mail}}, "longer than");
     for (const std::string_view bad : {"127.0.0.1", "::1"})

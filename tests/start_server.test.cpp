@@ -1,4 +1,5 @@
 #include <upgradeable_streams/detail/client_registry.hpp>
+#include <upgradeable_streams/detail/handshake_limit.hpp>
 #include <upgradeable_streams/start_server.hpp>
 
 #include "support/catch.hpp"
@@ -27,6 +28,7 @@
 #include <asio/post.hpp>
 #include <asio/ssl/context.hpp>
 #include <asio/ssl/error.hpp>
+#include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>
 #include <asio/thread_pool.hpp>
 #include <asio/use_awaitable.hpp>
@@ -49,6 +51,7 @@
 #include <future>
 #include <iostream>
 #include <iterator>
+#include <list>
 #include <memory>
 #include <new>
 #include <optional>
@@ -394,6 +397,8 @@ TEST_CASE("start_server: options that make no sense are std::invalid_argument at
     CHECK_THROWS_AS(us::start_server(never_called, "127.0.0.1", 65536), std::invalid_argument);
     CHECK_THROWS_AS(us::start_server(never_called, "127.0.0.1", -1), std::invalid_argument);
     CHECK_THROWS_AS(us::start_server(never_called, "127.0.0.1", ""), std::invalid_argument);
+    CHECK_THROWS_AS(us::start_server(never_called, "127.0.0.1", std::string_view("80\0x", 4)), std::invalid_argument);
+    CHECK_THROWS_AS(us::start_server(never_called, std::string_view("127.0.0.1\0x", 11), 0), std::invalid_argument);
 }
 
 TEST_CASE("start_server: strings, callables and what they capture need to live no longer than the call")
@@ -562,6 +567,30 @@ TEST_CASE("start_server: operation_timeout ends what a handler waits for, which 
             auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
             const std::string answer = co_await reader.read();
             CHECK(answer == "421 timeout\n");
+        });
+}
+
+TEST_CASE("start_server: the time in which a beginning is awaited bounds no read of the handler")
+{
+    const bool by_proxy = GENERATE(false, true);
+    test::run(
+        [=]() -> asio::awaitable<void>
+        {
+            us::server_options options = {.ssl = &test::server_context(), .upgradeable = true};
+            const auto everyone = [](const us::socket_address&) { return true; };
+            if (by_proxy)
+                options.proxy_protocol = everyone;
+            else
+                options.detect_tls = true;
+            options.ssl_handshake_timeout = 300ms;
+            const us::server server = co_await us::start_server(test::echo, "127.0.0.1", 0, options);
+            auto peer = test::raw_peer::connect(test::endpoint_of(server));
+            peer.send_all(by_proxy ? "PROXY UNKNOWN\r\nsl" : "sl");
+            asio::steady_timer longer(co_await asio::this_coro::executor, 450ms);
+            co_await longer.async_wait(asio::use_awaitable);
+            peer.send_all("ow\n");
+            const std::string line = co_await test::joined(test::run_in_thread([&] { return peer.recv_line(); }));
+            CHECK(line == "slow\n");
         });
 }
 
@@ -1229,6 +1258,31 @@ TEST_CASE("start_server: without an error handler errors are lines on std::clog"
         });
 }
 
+TEST_CASE("start_server: what a proxy tells of a client forges no line of the log")
+{
+    const captured_clog clog;
+    test::run(
+        [&clog]() -> asio::awaitable<void>
+        {
+            const auto handle = [](us::stream_reader, us::stream_writer) -> asio::awaitable<void>
+            {
+                throw std::runtime_error("thrown");
+                co_return;
+            };
+            const auto everyone = [](const us::socket_address&) { return true; };
+            const us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.proxy_protocol = everyone});
+            auto peer = test::raw_peer::connect(test::endpoint_of(server));
+            std::string path = "/run/x\nupgradeable_streams: a lie";
+            path.resize(108);
+            const std::string head("\r\n\r\n\0\r\nQUIT\n\x21\x31\0\xd8", 16); // version 2, of Unix domain sockets
+            peer.send_all(head + path + std::string(108, '\0'));
+            co_await test::eventually([&] { return clog.text().ends_with(": thrown\n"); });
+            const std::string text = clog.text();
+            CHECK(std::ranges::count(text, '\n') == 1);
+            CHECK_THAT(text, test::contains("/run/x\\x0aupgradeable_streams: a lie"));
+        });
+}
+
 TEST_CASE("start_server: a peer that connects and says nothing is dropped, and holds nobody else up")
 {
     const bool upgradeable = GENERATE(false, true);
@@ -1341,6 +1395,25 @@ TEST_CASE("start_server: of a connection that goes are told those that asked, an
     CHECK(told == 2);
 }
 
+TEST_CASE("start_server: who has asked to be told is told, though the next that asks has no need")
+{
+    int told = 0;
+    const auto registry = std::make_shared<us::detail::client_registry>(2, [&] { ++told; });
+    std::optional<us::detail::client_registry::entry> entry(std::in_place, registry);
+    registry->ask();
+    CHECK(registry->has_room());
+    entry.reset();
+    CHECK(told == 1);
+}
+
+TEST_CASE("start_server: a connection that is accepted while the server ends its clients is ended too")
+{
+    const auto registry = std::make_shared<us::detail::client_registry>(2, [] {});
+    const us::detail::client_registry::entry entry(registry);
+    registry->for_each(&us::detail::connection::abort);
+    CHECK_THROWS_AS(entry.set(nullptr), std::system_error);
+}
+
 TEST_CASE("start_server: max_connections counts the connections of all addresses")
 {
     test::run(
@@ -1416,6 +1489,71 @@ TEST_CASE("start_server: max_handshakes run at once, and the next has its turn w
             CHECK(handlers == 1);
             co_await test::eventually([&] { return errors.size() == 1; });
         });
+}
+
+namespace
+{
+
+/// Waits for its turn to shake hands.
+struct waiter
+{
+    explicit waiter(asio::io_context& io)
+        : timer(std::make_shared<asio::steady_timer>(io, asio::steady_timer::time_point::max()))
+    {
+        timer->async_wait([this](const asio::error_code&) { is_woken = true; });
+    }
+
+    waiter(const waiter&) = delete;
+    waiter& operator=(const waiter&) = delete;
+
+    std::shared_ptr<asio::steady_timer> timer;
+    bool is_woken = false;
+};
+
+} // namespace
+
+TEST_CASE("start_server: of the handshakes that wait the first has its turn, not one that comes between")
+{
+    using us::detail::handshake_limit;
+    asio::io_context io;
+    const auto limit = std::make_shared<handshake_limit>(1);
+    waiter waiters[] = {waiter(io), waiter(io), waiter(io)};
+    std::optional<handshake_limit::place> first(std::in_place, limit, io.get_executor(), waiters[0].timer);
+    CHECK(first->try_enter());
+    handshake_limit::place second(limit, io.get_executor(), waiters[1].timer);
+    CHECK_FALSE(second.try_enter());
+    first.reset();
+    handshake_limit::place third(limit, io.get_executor(), waiters[2].timer);
+    CHECK_FALSE(third.try_enter());
+    CHECK(second.try_enter());
+    for (waiter& each : waiters)
+        each.timer->cancel();
+    io.run();
+}
+
+TEST_CASE("start_server: two handshakes that end at once make way for two that wait")
+{
+    using us::detail::handshake_limit;
+    asio::io_context io;
+    const auto limit = std::make_shared<handshake_limit>(2);
+    std::list<waiter> waiters;
+    std::list<handshake_limit::place> places;
+    for (int i = 0; i < 4; ++i)
+    {
+        places.emplace_back(limit, io.get_executor(), waiters.emplace_back(io).timer);
+        CHECK(places.back().try_enter() == (i < 2));
+    }
+    places.pop_front();
+    places.pop_front(); // before the first that waits was told
+    io.poll();
+    CHECK(std::next(waiters.begin(), 2)->is_woken);
+    CHECK(places.front().try_enter());
+    io.poll();
+    CHECK(waiters.back().is_woken);
+    CHECK(places.back().try_enter());
+    for (waiter& each : waiters)
+        each.timer->cancel();
+    io.run();
 }
 
 TEST_CASE("start_server: a handshake that waits for its turn past its deadline fails")

@@ -262,6 +262,64 @@ TEST_CASE("at_eof: false while bytes that came before the end are unread")
         });
 }
 
+TEST_CASE("poll: tells without waiting what a peer has sent, its end and its failure, and of an idle one nothing")
+{
+    const bool tls = GENERATE(false, true);
+    CAPTURE(tls);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            us::connection_options how;
+            how.ssl = tls ? &test::client_context() : nullptr;
+            raw_link link = co_await test::link_over_socket(how);
+            CHECK_FALSE(link.reader.poll());
+            link.send("line\n");
+            CHECK(link.reader.poll());
+            CHECK(link.reader.poll());
+            const std::string line = co_await link.reader.readline();
+            CHECK(line == "line\n");
+            CHECK_FALSE(link.reader.poll());
+            link.writer.write("and on\n");
+            CHECK_FALSE(link.reader.poll());
+            CHECK_FALSE(link.reader.at_eof());
+            auto ending = test::run_in_thread([&] { tls ? link.peer.tls_shutdown() : link.peer.send_fin(); });
+            co_await test::eventually([&] { return link.reader.poll(); });
+            CHECK(link.reader.at_eof());
+            link.writer.close();
+            CHECK_THROWS_MATCHES(link.reader.poll(), std::system_error,
+                                 test::message_contains(std::error_code(us::errc::connection_closed).message()));
+            co_await link.writer.wait_closed();
+            co_await test::joined(std::move(ending));
+
+            raw_link cut = co_await test::link_over_socket(how);
+            const auto executor = co_await asio::this_coro::executor;
+            const auto reading = test::spawn(executor, [&] { return cut.reader.readline(); });
+            co_await test::turns();
+            CHECK_THROWS_MATCHES(cut.reader.poll(), std::system_error,
+                                 test::message_contains(std::error_code(us::errc::operation_in_progress).message()));
+            cut.send("last\n");
+            const std::string last = co_await reading.join();
+            CHECK(last == "last\n");
+            tls ? cut.peer.send_fin() : cut.peer.reset();
+            std::error_code error;
+            const auto fails = [&]
+            {
+                try
+                {
+                    return cut.reader.poll();
+                }
+                catch (const std::system_error& e)
+                {
+                    error = e.code();
+                    return true;
+                }
+            };
+            co_await test::eventually(fails);
+            CHECK(error == (tls ? std::error_code(asio::ssl::error::stream_truncated)
+                                : std::error_code(asio::error::connection_reset)));
+        });
+}
+
 TEST_CASE("readinto: at least one byte and at most as many as there is memory, in order")
 {
     const auto chunk = GENERATE(from_range(test::chunk_sizes));
@@ -867,6 +925,25 @@ TEST_CASE("readline: the rest of a line that was too long is dropped also after 
             link.send("ijk\nnext\n");
             const std::string next = co_await link.reader.readline();
             CHECK(next == "next\n");
+        });
+}
+
+TEST_CASE(
+    "readline: of a line that was too long a readinto takes the rest from the socket itself, and the line goes on")
+{
+    const bool tls = GENERATE(false, true);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await test::link_over_socket(test::options_of(tls, 10));
+            link.send(std::string(512, 'x') + "f;\ngh\n"); // of which the first receive takes 512
+            const auto overrun = co_await test::exception_of<us::limit_overrun_error>(link.reader.readline());
+            CHECK(overrun.consumed() == 512);
+            std::string next(2, ' ');
+            co_await link.reader.readinto(next);
+            CHECK(next == "f;");
+            const std::string rest = co_await link.reader.readline();
+            CHECK(rest == "\n");
         });
 }
 

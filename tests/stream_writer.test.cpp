@@ -13,7 +13,9 @@
 
 #include <asio/awaitable.hpp>
 #include <asio/buffer.hpp>
+#include <asio/co_spawn.hpp>
 #include <asio/compose.hpp>
+#include <asio/detached.hpp>
 #include <asio/error.hpp>
 #include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
@@ -506,6 +508,33 @@ TEST_CASE("get_write_buffer_size: what was written and not yet handed to the soc
         });
 }
 
+TEST_CASE("drain: at once with exactly the high mark queued, byte by byte, and not with one more")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            raw_link link = co_await test::link_over_socket();
+            test::shrink_buffers(link.peer.descriptor());
+            test::shrink_buffers(*link.writer.get_extra_info<"socket">());
+            std::size_t sent = 0;
+            for (const std::string piece(1000, 'x'); link.writer.get_write_buffer_size() == 0; sent += piece.size())
+            {
+                link.writer.write(piece);
+                co_await test::turns();
+            }
+            link.writer.set_write_buffer_limits({.high = link.writer.get_write_buffer_size() + 10});
+            link.writer.write("0123456789");
+            co_await link.writer.drain();
+            link.writer.write("x");
+            const auto drained = test::spawn(executor, [&] { return link.writer.drain(); });
+            co_await test::turns(50);
+            CHECK_FALSE(drained.done());
+            co_await test::joined(test::run_in_thread([&] { return link.peer.recv_exactly(sent + 11); }));
+            co_await drained.join();
+        });
+}
+
 TEST_CASE("drain: several wait at once, and each returns")
 {
     test::run(
@@ -662,6 +691,52 @@ TEST_CASE("drain: that takes longer than operation_timeout ends, each of several
             CHECK(received == sent);
             co_await drained.join();
         });
+}
+
+TEST_CASE("drain: one with a longer operation_timeout does not put off the end of another")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            raw_link link = co_await test::link_over_socket();
+            link.writer.write(std::string(8'000'000, 'x'));
+            link.writer.set_operation_timeout(20ms);
+            const auto first = test::spawn(executor, [&] { return link.writer.drain(); });
+            co_await test::turns();
+            link.writer.set_operation_timeout(1h);
+            const auto second = test::spawn(executor, [&] { return link.writer.drain(); });
+            const std::error_code late = co_await test::error_of(first.join());
+            CHECK(late == us::errc::operation_timeout);
+            CHECK_FALSE(second.done());
+            link.writer.abort();
+            co_await test::error_of(second.join());
+        });
+}
+
+TEST_CASE("drain: once it took too long its timer rests")
+{
+    asio::io_context io;
+    std::optional<raw_link> link;
+    bool is_late = false;
+    const auto be_late = [&]() -> awaitable<void>
+    {
+        link.emplace(co_await test::link_over_socket());
+        link->writer.set_operation_timeout(20ms);
+        link->writer.write(std::string(8'000'000, 'x'));
+        const std::error_code late = co_await test::error_of(link->writer.drain());
+        CHECK(late == us::errc::operation_timeout);
+        is_late = true;
+    };
+    asio::co_spawn(io, be_late, asio::detached);
+    while (!is_late)
+        io.run_one();
+    int handlers = 0;
+    while (handlers < 1000 && io.poll_one() > 0)
+        ++handlers;
+    CHECK(handlers < 1000);
+    link.reset();
+    io.poll();
 }
 
 TEST_CASE("set_operation_timeout: holds over start_tls, and a shorter one, or none, from the next read on")
@@ -896,6 +971,28 @@ TEST_CASE("close: the peer is told of the end though another process has the soc
             link.end();
             co_await link.writer.wait_closed();
             ::close(other);
+        });
+}
+
+TEST_CASE("close: what the socket has taken arrives, though bytes that the peer sent were never read")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link link = co_await test::link_over_socket();
+            const int small = 16 * 1024, large = 1024 * 1024;
+            ::setsockopt(link.peer.descriptor(), SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+            ::setsockopt(*link.writer.get_extra_info<"socket">(), SOL_SOCKET, SO_SNDBUF, &large, sizeof large);
+            link.send("unread");
+            const std::string sent(150'000, 'x');
+            link.writer.write(sent);
+            co_await test::turns();
+            REQUIRE(link.writer.get_write_buffer_size() == 0);
+            link.writer.close();
+            co_await link.writer.wait_closed();
+            const std::string received =
+                co_await test::joined(test::run_in_thread([&] { return link.peer.recv_all(); }));
+            CHECK(received.size() == sent.size());
         });
 }
 
@@ -1288,6 +1385,44 @@ TEST_CASE("write_eof: a write after it is std::errc::broken_pipe")
             CHECK(error == std::errc::broken_pipe);
             const std::string received = co_await joined(run_in_thread([&] { return link.peer.recv_all(); }));
             CHECK(received.empty());
+        });
+}
+
+TEST_CASE("write_eof: start_tls after it is std::errc::broken_pipe, and reading goes on")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            us::connection_options options = test::options_of(true);
+            options.upgradeable = true;
+            raw_link link = co_await test::link_over_socket(options);
+            link.writer.write_eof();
+            const std::error_code refused = co_await test::error_of(link.writer.start_tls());
+            CHECK(refused == std::errc::broken_pipe);
+            link.send("still there\n");
+            const std::string line = co_await link.reader.readline();
+            CHECK(line == "still there\n");
+        });
+}
+
+TEST_CASE("start_tls: a line that was too long in plain text drops nothing that comes over TLS")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            us::connection_options options = {.ssl = &test::server_context(), .upgradeable = true};
+            options.role = us::tls_role::server;
+            options.limit = 10;
+            raw_link link = co_await test::link_over_socket(options);
+            link.send("0123456789abcde"); // and the rest does not come
+            const std::error_code overrun = co_await test::error_of(link.reader.readline());
+            CHECK(overrun == us::errc::limit_overrun);
+            auto shaking = test::run_in_thread([&] { link.peer.tls_connect(test::localhost_client()); });
+            std::tie(link.reader, link.writer) = co_await link.writer.start_tls();
+            co_await test::joined(std::move(shaking));
+            link.send("first\nsecond\n");
+            const std::string line = co_await link.reader.readline();
+            CHECK(line == "first\n");
         });
 }
 

@@ -64,6 +64,10 @@ TEST_CASE("string_list: it is empty when it holds no strings, not when it holds 
     CHECK(!us::string_list("").empty());
     CHECK(us::string_list("").size() == 1);
     CHECK(us::string_list({"", ""}).size() == 2);
+    CHECK_FALSE(us::string_list().is_given());
+    CHECK(us::string_list("").is_given());
+    CHECK(us::string_list(strings()).is_given());
+    CHECK(us::string_list(std::span<const std::string_view>()).is_given());
 }
 
 TEST_CASE("string_list: strings with NULs in them are whole")

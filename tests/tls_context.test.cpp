@@ -1,3 +1,6 @@
+#include <upgradeable_streams/detail/credentials.hpp>
+#include <upgradeable_streams/detail/revocation.hpp>
+#include <upgradeable_streams/detail/ticket_keys.hpp>
 #include <upgradeable_streams/tls_context.hpp>
 #include <upgradeable_streams/tls_stream.hpp>
 #include <upgradeable_streams/upgradeable_stream.hpp>
@@ -572,6 +575,30 @@ TEST_CASE("create_server_context: the keys of tickets are the process's and chan
     CHECK(keys.decrypt(next.data(), iv.data(), cipher.get(), mac.get(), begin + 480h) == 0);
 }
 
+TEST_CASE("resume_from: leaves the session that the context has kept to another connection")
+{
+    auto client = us::create_client_context({.ca_file = ca_file(), .max_sessions = 8});
+    auto server = us::create_server_context(localhost());
+    auto first = meeting(client, server);
+    REQUIRE(first.connect());
+    us::detail::tls_settings settings({.ssl = &client, .server_hostname = "localhost", .resume_from = first.client()});
+    const auto resuming = settings.make_ssl();
+    settings.offer_known_session(resuming.get());
+    auto next = meeting(client, server);
+    REQUIRE(next.connect());
+    CHECK(us::tls_session(next.client()).session_reused);
+}
+
+TEST_CASE("make_ssl: the common name of a certificate that names no host is not the name of one")
+{
+    const auto issued = test::authority().issue({.common_name = "common.test"});
+    auto client = us::create_client_context({.ca_file = ca_file()});
+    auto server = us::create_server_context({.identity = identity_of(issued)});
+    auto pair = meeting(client, server, "common.test");
+    CHECK_FALSE(pair.connect());
+    CHECK(SSL_get_verify_result(pair.client()) == X509_V_ERR_HOSTNAME_MISMATCH);
+}
+
 TEST_CASE("resume_from: names and addresses are the same however they are written")
 {
     auto client = us::create_client_context({.ca_file = ca_file()});
@@ -803,6 +830,12 @@ TEST_CASE("max_sessions: what a context has come to demand is demanded of a resu
                         { SSL_CTX_set1_verify_cert_store(c.native_handle(), empty_store().get()); }));
     CHECK(refused_after([](asio::ssl::context& c) // a date on which the certificate has expired
                         { X509_VERIFY_PARAM_set_time(SSL_CTX_get0_param(c.native_handle()), 2'147'483'647); }));
+
+    auto stricter = us::create_client_context({.ca_file = ca_file(), .max_sessions = 8});
+    SSL_CTX_set_max_proto_version(stricter.native_handle(), version);
+    REQUIRE(meeting(stricter, server).connect());
+    SSL_CTX_set_security_level(stricter.native_handle(), 4); // for which a key of P-256 is not enough
+    CHECK_FALSE(meeting(stricter, server).connect());
 
     auto client = us::create_client_context({.ca_file = ca_file(), .max_sessions = 8});
     const std::string unrelated = test::unrelated_authority().ca_file();
@@ -1480,6 +1513,7 @@ TEST_CASE("contexts: what is not PEM is said to hold none, and a directory to be
     bad_key.identity.private_key_data = "no PEM at all";
     CHECK_THROWS_WITH(us::create_server_context(bad_key), test::contains("private key data holds no private key"));
     CHECK_THROWS_WITH(us::create_client_context({.ca_data = "no PEM at all"}), test::contains("holds no CA in PEM"));
+    CHECK_THROWS_WITH(us::create_client_context({.ca_file = bad}), test::contains("holds no CA in PEM"));
     CHECK_THROWS_WITH(us::create_client_context({.crl_file = bad}), test::contains("holds no CRL in PEM"));
     const std::string half =
         test::authority().revocation_list() + "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n";
@@ -1648,6 +1682,17 @@ TEST_CASE("key_log_file: one that cannot be opened is named, with the reason; wi
     CHECK_THROWS_AS(cut(), std::invalid_argument);
     asio::ssl::context server = us::create_server_context(localhost());
     CHECK(SSL_CTX_get_keylog_callback(server.native_handle()) == nullptr);
+}
+
+TEST_CASE("create_client_context: authorities or pins that are given and empty are refused, lest any server be trusted")
+{
+    const std::string no_text;
+    const std::vector<std::string> no_pins;
+    CHECK_THROWS_MATCHES(us::create_client_context({.ca_data = no_text}), std::invalid_argument,
+                         test::message_contains("CA data is empty; leave it out where none is wanted"));
+    CHECK_THROWS_MATCHES(us::create_client_context({.verify_peer = false, .public_key_pins = no_pins}),
+                         std::invalid_argument, test::message_contains("public_key_pins hold no pin"));
+    CHECK_NOTHROW(us::create_client_context({.ca_data = {}, .public_key_pins = {}}));
 }
 
 TEST_CASE("contexts: options that make no sense are std::invalid_argument")

@@ -43,8 +43,7 @@ inline std::string export_keying_material(SSL* ssl, std::string_view label, std:
     if (SSL_export_keying_material(ssl, reinterpret_cast<unsigned char*>(bytes.data()), size, label.data(),
                                    label.size(), reinterpret_cast<const unsigned char*>(given.data()), given.size(),
                                    context.has_value()) != 1)
-        throw std::system_error(static_cast<int>(ERR_get_error()), asio::error::get_ssl_category(),
-                                "export_keying_material");
+        throw std::system_error(detail::take_openssl_error(), "export_keying_material");
     return bytes;
 }
 

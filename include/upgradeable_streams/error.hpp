@@ -3,8 +3,13 @@
 #ifndef UPGRADEABLE_STREAMS_ERROR_HPP
 #define UPGRADEABLE_STREAMS_ERROR_HPP
 
+#include <upgradeable_streams/certificate.hpp>
+
+#include <asio/error.hpp>
+
 #include <algorithm>
 #include <cstddef>
+#include <exception>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -20,8 +25,8 @@ enum class errc
 {
     not_upgradeable = 1,   ///< start_tls, but no TLS context was given.
     already_tls,           ///< start_tls on a connection that is encrypted already.
-    upgrade_in_progress,   ///< Another operation than close and abort while start_tls or stop_tls runs.
-    connection_upgraded,   ///< As much through a handle from before start_tls or stop_tls.
+    upgrade_in_progress,   ///< An operation other than close and abort while start_tls or stop_tls runs.
+    connection_upgraded,   ///< An operation other than those through a handle from before start_tls or stop_tls.
     plaintext_injection,   ///< The peer sent plain text where TLS had to begin.
     operation_in_progress, ///< A second operation of a kind of which only one may be pending.
     connection_closed,     ///< An operation after close, after a loss, or with what is empty.
@@ -156,13 +161,18 @@ private:
 class tls_error : public std::system_error
 {
 public:
-    tls_error(std::error_code code, const std::string& what, long verify_result, std::string received)
-        : std::system_error(code, what), verify_result_(verify_result), received_(std::move(received))
+    tls_error(std::error_code code, const std::string& what, long verify_result, std::string received,
+              std::optional<certificate> peer = {})
+        : std::system_error(code, what), verify_result_(verify_result), received_(std::move(received)),
+          peer_certificate_(std::move(peer))
     {
     }
 
     /// OpenSSL's X509_V_ code of the peer's certificate; X509_V_OK (0) when that was not the cause.
     long verify_result() const noexcept { return verify_result_; }
+
+    /// The peer's, when it was not accepted.
+    const std::optional<certificate>& peer_certificate() const noexcept { return peer_certificate_; }
 
     /// With errc::plaintext_injection, the start of what the peer sent in place of TLS, at most 512 bytes.
     const std::string& received() const noexcept { return received_; }
@@ -170,6 +180,7 @@ public:
 private:
     long verify_result_;
     std::string received_;
+    std::optional<certificate> peer_certificate_;
 };
 
 /// A server with which TLS could not be negotiated (starttls/).
@@ -208,7 +219,7 @@ public:
     const std::vector<attempt>& attempts() const noexcept { return attempts_; }
 
 private:
-    /// A reason that all have in common is that of the code, which tells it.
+    /// Where each attempt failed with `code`, what() gives the reason once.
     static std::string describe(std::error_code code, const std::string& target, const std::vector<attempt>& attempts)
     {
         std::string text = "cannot connect to " + target;
@@ -235,5 +246,31 @@ template <>
 struct std::is_error_code_enum<upgradeable_streams::errc> : std::true_type
 {
 };
+
+namespace upgradeable_streams::detail
+{
+
+inline void throw_if(bool condition, errc error)
+{
+    if (condition)
+        throw std::system_error(error);
+}
+
+/// What an exception tells; one without a code tells a want of memory.
+inline std::error_code code_of(const std::exception_ptr& error)
+try
+{
+    std::rethrow_exception(error);
+}
+catch (const std::system_error& e)
+{
+    return e.code();
+}
+catch (...)
+{
+    return asio::error::no_memory;
+}
+
+} // namespace upgradeable_streams::detail
 
 #endif

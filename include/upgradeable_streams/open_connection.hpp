@@ -60,6 +60,8 @@ struct local_address
 static_assert(std::is_trivially_destructible_v<local_address>);
 
 /// Options of open_connection and open_unix_connection.
+///
+/// Lifetime: views and pointers are used in the call only, but for `ssl`, which is shared as tls_options says.
 struct connection_options
 {
     /// TLS from the first byte, or with `upgradeable` when start_tls is called. Shared as tls_options says.
@@ -142,6 +144,12 @@ inline void refuse_tcp_options(const connection_options& options)
 {
     if (options.local_addr || options.family != ip_family::any || options.interleave)
         throw std::invalid_argument("local_addr, family and interleave are for connecting to a host over TCP");
+}
+
+inline void refuse_role(const connection_options& options)
+{
+    if (options.role == tls_role::server)
+        throw std::invalid_argument("role is for adopted sockets; who connects is the client");
 }
 
 /// On several threads the parts of one connection would run at the same time. Of an io_context nobody can tell how many
@@ -229,8 +237,7 @@ inline asio::awaitable<stream_pair> open_unix_connection(std::string path, std::
     refuse_thread_pool(executor);
     asio::local::stream_protocol::socket socket(executor);
     asio::steady_timer retry(socket.get_executor());
-    const auto deadline = std::chrono::steady_clock::now() +
-                          std::min<std::chrono::steady_clock::duration>(timeout, std::chrono::hours(24));
+    const auto deadline = time_after(timeout);
     do // a full backlog refuses at once, and says "no buffer space"
     {
         if (error)
@@ -262,8 +269,7 @@ inline asio::awaitable<stream_pair> open_unix_connection(std::string path, std::
 UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> open_connection(std::string_view host, port_number port,
                                                                       const connection_options& options)
 {
-    if (options.role == tls_role::server)
-        throw std::invalid_argument("role is for adopted sockets; who connects is the client");
+    detail::refuse_role(options);
     auto connector = std::make_shared<detail::tcp_connector>(host, port, options);
     return detail::open_tcp_connection(std::move(connector), detail::make_client_settings(options, host),
                                        options.ssl && !options.upgradeable);
@@ -273,8 +279,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> open_unix_connection(std::
                                                                            const connection_options& options)
 {
     detail::refuse_tcp_options(options);
-    if (options.role == tls_role::server)
-        throw std::invalid_argument("role is for adopted sockets; who connects is the client");
+    detail::refuse_role(options);
     detail::require_positive(options.connect_timeout, "connect_timeout");
     return detail::open_unix_connection(std::string(path), options.connect_timeout,
                                         detail::make_client_settings(options, {}), options.ssl && !options.upgradeable);

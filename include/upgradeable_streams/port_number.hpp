@@ -27,16 +27,19 @@ public:
     constexpr port_number(Number number) : number_(static_cast<std::uint16_t>(number))
     {
         if (!std::in_range<std::uint16_t>(number))
-            throw std::invalid_argument("a port is a number from 0 to 65535");
+            throw std::invalid_argument("port " + std::to_string(number) + ": a port is a number from 0 to 65535");
     }
 
     template <std::convertible_to<std::string_view> String>
     constexpr port_number(const String& service) : service_(service)
     {
         if (service_.empty())
-            throw std::invalid_argument("the service name must not be empty");
+            throw std::invalid_argument("the port is empty; give a number, or the name of a service");
+        if (service_.find('\0') != service_.npos)
+            throw std::invalid_argument("the port holds a NUL, at which it would be cut");
         if (getaddrinfo_takes_it_for_another(service_))
-            throw std::invalid_argument("a port is a number from 0 to 65535, or a service name");
+            throw std::invalid_argument("port \"" + std::string(service_) +
+                                        "\": a port is a number from 0 to 65535, or the name of a service");
     }
 
     std::string to_string() const { return service_.empty() ? std::to_string(number_) : std::string(service_); }

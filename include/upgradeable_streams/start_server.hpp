@@ -45,8 +45,10 @@ namespace upgradeable_streams
 /// both for good; it takes a reference, or a std::weak_ptr.
 using connection_handler = callable_view<asio::awaitable<void>(stream_reader, stream_writer)>;
 
-/// What a server calls with what a handler, a handshake or an accept threw, and the peer's address, which is empty for
-/// an accept. Called from several threads at once when the io_context has several; what it throws is dropped.
+/// What a server calls with what a handler, a handshake (a tls_error) or an accept threw, and the peer's address, which
+/// is empty for an accept. A handler whose connection is closed from elsewhere in the program, as by a watchdog, throws
+/// errc::connection_closed. Called from several threads at once when the io_context has several; what it throws is
+/// dropped.
 using server_error_handler = callable_view<void(std::exception_ptr, const socket_address&)>;
 
 /// What a server asks of a peer's address: is it a proxy? Called from several threads at once when the io_context has
@@ -216,7 +218,8 @@ private:
     detail::checked_ptr<handle> handle_;
 };
 
-/// Listens on a host, several, or for `{}` on all interfaces (asyncio.start_server); port 0 picks one port for all.
+/// Listens on a host, several, or for `{}` or "" on all interfaces (asyncio.start_server); port 0 picks one port for
+/// all.
 ///
 /// Effects: when a handler returns, its connection is closed as stream_writer::close does, whoever still holds the
 /// reader or writer; one that throws is reported to the error handler too. Errors of accepting, EMFILE among them, are
@@ -312,6 +315,8 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<server> start_server(connection_handler
                                                               port_number port, const server_options& options)
 {
     std::vector<std::string> owned = hosts.copy();
+    for (const std::string& host : owned)
+        detail::refuse_nul(host, "host");
     if (owned.empty())
         owned.emplace_back();
     const auto bind = [hosts = std::move(owned), service = port.to_string(), family = options.family](

@@ -118,19 +118,23 @@ public:
     /// takes it for a line).
     asio::awaitable<std::string> readline() { return read_match(handle_, newline(), kind::line); }
 
-    /// Whether the stream has ended and all of it was read. Only a read finds out that a stream has ended.
-    bool at_eof() const
+    /// Looks, without waiting, whether a read would get anything at once: bytes, or the end of the stream. In a pool a
+    /// connection that is idle has neither; one that has is not to be used any more.
+    ///
+    /// Errors: those of a read, as of a connection that was reset. Of a stream that is no socket, plain text is not
+    /// looked for.
+    bool poll()
     {
-        handle_->check_epoch();
-        return handle_->connection()->at_eof();
+        detail::connection& c = **handle_;
+        const detail::connection::read_guard guard(c, handle_->epoch());
+        return c.poll();
     }
 
+    /// Whether the stream has ended and all of it was read. Only a read or poll finds out that a stream has ended.
+    bool at_eof() const { return handle_->current().at_eof(); }
+
     /// Whether the connection is encrypted.
-    bool is_tls() const
-    {
-        handle_->check_epoch();
-        return handle_->connection()->is_tls();
-    }
+    bool is_tls() const { return handle_->current().is_tls(); }
 
 private:
     friend stream_pair detail::make_handles(std::shared_ptr<detail::connection>, unsigned);

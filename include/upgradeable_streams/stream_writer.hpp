@@ -81,7 +81,8 @@ public:
     /// As a stream_reader's.
     stream_writer() = default;
 
-    /// Queues bytes, which are sent in order without any further call; does not suspend.
+    /// Queues bytes, which are sent in order without any further call; does not suspend. What is not sent at once is
+    /// copied: the memory may be used again on return.
     ///
     /// What is queued before control goes back to the event loop leaves in one send.
     void write(std::string_view data)
@@ -118,21 +119,17 @@ public:
     /// Errors: std::invalid_argument unless high >= low.
     void set_write_buffer_limits(const write_buffer_limits& limits)
     {
-        handle_->check_epoch();
+        detail::connection& c = handle_->current();
         const std::size_t high = limits.high ? *limits.high : limits.low ? 4 * *limits.low : 64 * 1024;
         const std::size_t low = limits.low.value_or(high / 4);
         if (high < low)
             throw std::invalid_argument("set_write_buffer_limits: high must not be less than low");
-        handle_->connection()->set_write_buffer_limits(high, low);
+        c.set_write_buffer_limits(high, low);
     }
 
     /// How many bytes are queued and not yet handed to the socket (asyncio's transport.get_write_buffer_size); they are
     /// many where the peer does not read.
-    std::size_t get_write_buffer_size() const
-    {
-        handle_->check_epoch();
-        return handle_->connection()->queued();
-    }
+    std::size_t get_write_buffer_size() const { return handle_->current().queued(); }
 
     /// How long a read or a drain of this connection may take, each as a whole, from the next one on; for ever without.
     /// One that takes longer ends with errc::operation_timeout and loses nothing; the connection stays open. A timer
@@ -141,10 +138,10 @@ public:
     /// Errors: std::invalid_argument unless it is greater than zero.
     void set_operation_timeout(std::optional<std::chrono::steady_clock::duration> timeout)
     {
-        handle_->check_epoch();
+        detail::connection& c = handle_->current();
         if (timeout)
             detail::require_positive(*timeout, "operation_timeout");
-        handle_->connection()->set_operation_timeout(timeout);
+        c.set_operation_timeout(timeout);
     }
 
     /// Ends writing after what is queued, while reading goes on: a FIN in plain text, a close_notify under TLS 1.3
@@ -161,11 +158,7 @@ public:
     }
 
     /// False for TLS 1.2, where the answer to a close_notify is to close (RFC 5246 section 7.2.1), and within it.
-    bool can_write_eof() const
-    {
-        handle_->check_epoch();
-        return handle_->connection()->can_write_eof();
-    }
+    bool can_write_eof() const { return handle_->current().can_write_eof(); }
 
     /// Sends what is queued, then a close_notify, then FIN, within the shutdown deadline; does not suspend. Pending
     /// reads end with errc::connection_closed. Closing twice does nothing.
@@ -202,27 +195,17 @@ public:
     asio::awaitable<void> wait_closed() { return wait_closed(handle_); }
 
     /// As a stream_reader's.
-    bool is_tls() const
-    {
-        handle_->check_epoch();
-        return handle_->connection()->is_tls();
-    }
+    bool is_tls() const { return handle_->current().is_tls(); }
 
     /// Whether start_tls can begin: in plain text, and a TLS context was given.
     bool is_upgradeable() const
     {
-        handle_->check_epoch();
-        const detail::connection& c = **handle_;
+        const detail::connection& c = handle_->current();
         return !c.is_tls() && c.settings().context;
     }
 
     /// What start_tls is in TLS, unless it is told otherwise.
-    tls_role role() const
-    {
-        handle_->check_epoch();
-        const detail::connection& c = **handle_;
-        return c.settings().role;
-    }
+    tls_role role() const { return handle_->current().settings().role; }
 
     /// Sends what is queued in plain text, then upgrades the connection to TLS.
     ///
@@ -238,8 +221,8 @@ public:
     ///
     /// Errors: at the call std::invalid_argument for options that make no sense, and errc::tlsa_records_unusable;
     /// errc::not_upgradeable, already_tls and not_tls leave the connection as it was, as does
-    /// errc::operation_in_progress when a read is pending. Every other failure closes the connection: tls_error,
-    /// errc::handshake_timeout, std::bad_alloc.
+    /// errc::operation_in_progress when a read is pending. Every other failure closes the connection, and is a
+    /// tls_error, errc::handshake_timeout and a connection that is reset among them, or std::bad_alloc.
     ///
     /// Cancellation: closes the connection.
     template <tls_place Place = tls_place::over_plain_text>
@@ -282,8 +265,7 @@ public:
     /// What the handshake negotiated, and with whom; empty in plain text.
     std::optional<tls_session> session() const
     {
-        handle_->check_epoch();
-        const detail::connection& c = **handle_;
+        const detail::connection& c = handle_->current();
         return c.is_tls() ? std::optional<tls_session>(c.ssl()) : std::nullopt;
     }
 
@@ -298,8 +280,7 @@ public:
     template <extra_info_name Name>
     auto get_extra_info() const
     {
-        handle_->check_epoch();
-        detail::connection& c = **handle_;
+        detail::connection& c = handle_->current();
         constexpr bool of_tls = Name == "version" || Name == "cipher" || Name == "alpn_protocol" ||
                                 Name == "peercert" || Name == "session_reused";
         if constexpr (Name == "peername")
@@ -356,16 +337,14 @@ UPGRADEABLE_STREAMS_DECL stream_pair detail::make_handles(std::shared_ptr<connec
 
 UPGRADEABLE_STREAMS_DECL asio::awaitable<void> stream_writer::drain(shared_handle handle)
 {
-    handle->check_epoch();
-    detail::connection& c = **handle;
+    detail::connection& c = handle->current();
     if (!c.is_drained())
         co_await c.drain();
 }
 
 UPGRADEABLE_STREAMS_DECL asio::awaitable<void> stream_writer::wait_closed(shared_handle handle)
 {
-    handle->check_epoch();
-    const std::error_code lost = co_await handle->connection()->wait_closed();
+    const std::error_code lost = co_await handle->current().wait_closed();
     if (lost)
         throw std::system_error(lost);
 }

@@ -30,24 +30,29 @@ public:
     // No std::initializer_list: g++ 12 refuses its array in a co_await expression ("array used as initializer").
     template <std::convertible_to<std::string_view>... Strings>
         requires(sizeof...(Strings) >= 1 && sizeof...(Strings) <= most_listed)
-    constexpr string_list(const Strings&... strings) : listed_{std::string_view(strings)...}, size_(sizeof...(Strings))
+    constexpr string_list(const Strings&... strings)
+        : listed_{std::string_view(strings)...}, size_(sizeof...(Strings)), is_given_(true)
     {
     }
 
     template <std::convertible_to<std::span<const std::string_view>> Several>
     constexpr string_list(const Several& several)
-        : views_(std::span<const std::string_view>(several).data()), size_(std::size(several))
+        : views_(std::span<const std::string_view>(several).data()), size_(std::size(several)), is_given_(true)
     {
     }
 
     template <std::convertible_to<std::span<const std::string>> Several>
     constexpr string_list(const Several& several)
-        : strings_(std::span<const std::string>(several).data()), size_(std::size(several))
+        : strings_(std::span<const std::string>(several).data()), size_(std::size(several)), is_given_(true)
     {
     }
 
     constexpr std::size_t size() const { return size_; }
     constexpr bool empty() const { return size_ == 0; }
+
+    /// Whether it was made of something, be that an empty span, and not of `{}`.
+    constexpr bool is_given() const { return is_given_; }
+
     constexpr std::string_view operator[](std::size_t i) const
     {
         return strings_ ? std::string_view(strings_[i]) : views_ ? views_[i] : listed_[i];
@@ -67,6 +72,7 @@ private:
     const std::string_view* views_ = nullptr;
     const std::string* strings_ = nullptr;
     std::size_t size_ = 0;
+    bool is_given_ = false;
 };
 
 static_assert(std::is_trivially_destructible_v<string_list>);

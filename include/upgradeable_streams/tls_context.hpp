@@ -3,8 +3,12 @@
 #ifndef UPGRADEABLE_STREAMS_TLS_CONTEXT_HPP
 #define UPGRADEABLE_STREAMS_TLS_CONTEXT_HPP
 
-#include <upgradeable_streams/detail/alpn.hpp>
 #include <upgradeable_streams/detail/compilation.hpp>
+#include <upgradeable_streams/server_name.hpp>
+#include <upgradeable_streams/string_list.hpp>
+
+#ifdef UPGRADEABLE_STREAMS_DEFINITIONS
+#include <upgradeable_streams/detail/alpn.hpp>
 #include <upgradeable_streams/detail/credentials.hpp>
 #include <upgradeable_streams/detail/dane.hpp>
 #include <upgradeable_streams/detail/key_log.hpp>
@@ -12,8 +16,7 @@
 #include <upgradeable_streams/detail/resumption.hpp>
 #include <upgradeable_streams/detail/revocation.hpp>
 #include <upgradeable_streams/detail/ticket_keys.hpp>
-#include <upgradeable_streams/server_name.hpp>
-#include <upgradeable_streams/string_list.hpp>
+#endif
 
 #include <asio/ssl/context.hpp>
 #include <openssl/err.h>
@@ -31,7 +34,9 @@
 namespace upgradeable_streams
 {
 
-/// Own certificate and private key, in PEM.
+/// Own certificate and private key, in PEM. Here and in the other options of contexts, an empty path is none.
+///
+/// Lifetime: views are used in the call only.
 struct key_pair_options
 {
     std::string_view certificate_chain_file = {}; ///< Own certificate first, then the intermediate ones.
@@ -49,7 +54,7 @@ struct key_pair_options
 struct client_context_options
 {
     std::string_view ca_file = {}; ///< PEM file of trusted certificates, in place of the system's.
-    std::string_view ca_data = {}; ///< Or what would be in it.
+    std::string_view ca_data = {}; ///< Or what would be in it; an empty text is an error.
 
     /// PEM file of certificate revocation lists (RFC 5280 section 5), for verify_peer. When given, a server is refused
     /// whose certificate was revoked, and one in whose chain is an authority of which there is no list that is in date:
@@ -190,14 +195,17 @@ UPGRADEABLE_STREAMS_DECL asio::ssl::context create_client_context(const client_c
 
     const detail::pem_source authorities("CA", options.ca_file, options.ca_data);
     const detail::pem_source revoked("CRL", options.crl_file, options.crl_data);
+    authorities.refuse_empty_data();
     revoked.refuse_empty_data();
+    if (options.public_key_pins.is_given() && options.public_key_pins.empty())
+        throw std::invalid_argument("public_key_pins hold no pin; leave them out where none is wanted");
     if (!options.verify_peer && !(authorities.empty() && revoked.empty()))
         throw std::invalid_argument("ca_file, ca_data, crl_file and crl_data make no sense with verify_peer = false");
     if (options.verify_peer)
     {
         ERR_clear_error();
         if (!authorities.empty())
-            detail::trust(context, authorities);
+            detail::add_trust_anchors(context, authorities);
         else if (!SSL_CTX_set_default_verify_paths(handle))
             detail::throw_openssl_error("the system's trust store");
         if (!revoked.empty())
@@ -237,8 +245,8 @@ UPGRADEABLE_STREAMS_DECL asio::ssl::context create_server_context(const server_c
     revoked.refuse_empty_data();
     if (!client_authorities.empty())
     {
-        detail::trust(context, client_authorities);
-        detail::name_trusted(handle);
+        detail::add_trust_anchors(context, client_authorities);
+        detail::set_client_ca_list(handle);
         if (!revoked.empty())
             detail::refuse_revoked(context, revoked);
         context.set_verify_mode(options.require_client_certificate.value_or(true)

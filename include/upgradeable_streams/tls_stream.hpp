@@ -170,15 +170,9 @@ public:
     template <typename MutableBufferSequence, typename Token = asio::default_completion_token_t<executor_type>>
     auto async_read_some(const MutableBufferSequence& buffers, Token&& token = {})
     {
-        return asio::async_initiate<Token, void(asio::error_code, std::size_t)>(
-            detail::initiation(get_executor(),
-                               [](auto handler, const std::shared_ptr<core>& c, const MutableBufferSequence& b)
-                               {
-                                   asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
-                                       detail::tls_read_operation<core, MutableBufferSequence>{c, b}, handler,
-                                       c->next());
-                               }),
-            token, core_, buffers);
+        return detail::initiate<void(asio::error_code, std::size_t)>(
+            get_executor(), detail::tls_read_operation<core, MutableBufferSequence>{core_, buffers},
+            std::forward<Token>(token));
     }
 
     /// Writes at least one byte, at most 256 KiB; the signature is void(asio::error_code, std::size_t).
@@ -187,15 +181,9 @@ public:
     template <typename ConstBufferSequence, typename Token = asio::default_completion_token_t<executor_type>>
     auto async_write_some(const ConstBufferSequence& buffers, Token&& token = {})
     {
-        return asio::async_initiate<Token, void(asio::error_code, std::size_t)>(
-            detail::initiation(get_executor(),
-                               [](auto handler, const std::shared_ptr<core>& c, const ConstBufferSequence& b)
-                               {
-                                   asio::async_compose<decltype(handler), void(asio::error_code, std::size_t)>(
-                                       detail::tls_write_operation<core, ConstBufferSequence>{c, b}, handler,
-                                       c->next());
-                               }),
-            token, core_, buffers);
+        return detail::initiate<void(asio::error_code, std::size_t)>(
+            get_executor(), detail::tls_write_operation<core, ConstBufferSequence>{core_, buffers},
+            std::forward<Token>(token));
     }
 
     void handshake(handshake_type type)
@@ -273,15 +261,9 @@ private:
     template <typename Signature, typename Action, typename Token>
     auto exchange(Action action, Token&& token)
     {
-        return asio::async_initiate<Token, Signature>(
-            detail::initiation(get_executor(),
-                               [](auto handler, const std::shared_ptr<core>& c, Action&& a)
-                               {
-                                   asio::async_compose<decltype(handler), Signature>(
-                                       detail::tls_exchange_operation<core, Action>{c, std::move(a)}, handler,
-                                       c->next());
-                               }),
-            token, core_, std::move(action));
+        return detail::initiate<Signature>(get_executor(),
+                                           detail::tls_exchange_operation<core, Action>{core_, std::move(action)},
+                                           std::forward<Token>(token));
     }
 
     template <typename Operation>

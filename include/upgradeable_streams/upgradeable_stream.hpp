@@ -253,29 +253,18 @@ private:
     {
         const auto timeout = given.value_or(state_->settings.shutdown_timeout);
         detail::require_positive(timeout, "timeout");
-        return asio::async_initiate<Token, void(asio::error_code)>(
-            detail::initiation(get_executor(),
-                               [](auto handler, const std::shared_ptr<state>& s, auto how, auto within, bool stop)
-                               {
-                                   asio::async_compose<decltype(handler), void(asio::error_code)>(
-                                       detail::shutdown_operation<state>{s, how, within, stop}, handler, s->socket());
-                               }),
-            token, state_, what, timeout, to_plain_text);
+        return detail::initiate<void(asio::error_code)>(
+            get_executor(), detail::shutdown_operation<state>{state_, what, timeout, to_plain_text},
+            std::forward<Token>(token));
     }
 
     template <typename Token>
     static auto initiate_upgrade(std::shared_ptr<state> s, std::unique_ptr<detail::upgrade_request> request,
                                  Token&& token)
     {
-        return asio::async_initiate<Token, void(asio::error_code)>(
-            detail::initiation(
-                s->socket().get_executor(),
-                [](auto handler, const std::shared_ptr<state>& owner, std::unique_ptr<detail::upgrade_request> asked)
-                {
-                    asio::async_compose<decltype(handler), void(asio::error_code)>(
-                        detail::upgrade_operation<state>{owner, std::move(asked)}, handler, owner->socket());
-                }),
-            token, std::move(s), std::move(request));
+        const auto executor = s->socket().get_executor();
+        return detail::initiate<void(asio::error_code)>(
+            executor, detail::upgrade_operation<state>{std::move(s), std::move(request)}, std::forward<Token>(token));
     }
 
     static asio::awaitable<void> await_upgrade(std::shared_ptr<state> s,

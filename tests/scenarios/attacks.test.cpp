@@ -7,23 +7,30 @@
 #include "support/echo_server.hpp"
 #include "support/flood.hpp"
 #include "support/memory.hpp"
+#include "support/openssl.hpp"
 #include "support/operations.hpp"
 #include "support/raw_peer.hpp"
 #include "support/run.hpp"
 #include "support/socket_pair.hpp"
+#include "support/stream_links.hpp"
+#include "support/task.hpp"
 #include "support/thread.hpp"
 #include "support/tls_records.hpp"
 #include "support/wire_tap.hpp"
 
 #include <asio/awaitable.hpp>
+#include <asio/ssl/context.hpp>
 #include <asio/ssl/error.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <future>
 #include <string>
@@ -740,6 +747,43 @@ TEST_CASE("attacks: a client that asks and never reads the answers is stopped, a
             server.close();
             co_await server.wait_closed();
             CHECK(errors.size() == 1);
+        });
+}
+
+TEST_CASE("attacks: a peer cannot renegotiate, whatever context it meets")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            asio::ssl::context context(asio::ssl::context::tls_client); // in which OpenSSL allows it
+            SSL_CTX_set_max_proto_version(context.native_handle(), TLS1_2_VERSION);
+            us::connection_options options;
+            options.ssl = &context;
+            test::raw_link link = co_await test::link_over_socket(options);
+            auto asking = test::run_in_thread(
+                [&]
+                {
+                    ERR_clear_error();
+                    try
+                    {
+                        test::openssl_check(SSL_renegotiate(link.peer.ssl()), "SSL_renegotiate");
+                        test::openssl_check(SSL_do_handshake(link.peer.ssl()), "SSL_do_handshake");
+                        link.peer.tls_write("x");
+                        link.peer.tls_read_some();
+                    }
+                    catch (const std::exception& error)
+                    {
+                        return std::string(error.what());
+                    }
+                    return std::string();
+                });
+            const auto executor = co_await asio::this_coro::executor;
+            const auto reading = test::spawn(executor, [&] { return link.reader.read(1); });
+            const std::string refused = co_await test::joined(std::move(asking));
+            CHECK_THAT(refused, test::contains("no renegotiation"));
+            const std::string received = co_await reading.join();
+            CHECK(received == "x");
+            link.writer.abort();
         });
 }
 

@@ -276,6 +276,7 @@ TEST_CASE("pins: a server with another key is refused, and the error tells why")
                 co_await test::exception_of<us::tls_error>(us::open_connection("127.0.0.1", port, options));
             CHECK(error.verify_result() == X509_V_ERR_APPLICATION_VERIFICATION);
             CHECK_THAT(error.what(), test::contains("its public key is not a pinned one"));
+            CHECK(error.peer_certificate().value().public_key_pin() == pin_of(test::localhost_certificate()));
 
             auto self_signed_ssl = us::create_client_context(
                 {.verify_peer = false, .public_key_pins = pin_of(test::localhost_certificate())});
@@ -355,6 +356,33 @@ TEST_CASE("sessions: an upgrade that is refused uses none up")
                 CHECK(pair.second.get_extra_info<"session_reused">() == is_resumed);
                 co_await leave(pair);
             }
+        });
+}
+
+TEST_CASE("sessions: at most eight are kept for one name")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            auto server_ssl = test::make_server_context();
+            SSL_CTX_set_num_tickets(server_ssl.native_handle(), 12);
+            const us::server server = co_await us::start_server(tell, "127.0.0.1", 0, {.ssl = &server_ssl});
+            auto client_ssl = client_of(TLS1_3_VERSION, {.max_sessions = 20});
+            const us::connection_options options = {.ssl = &client_ssl, .server_hostname = "localhost"};
+            const std::uint16_t port = test::endpoint_of(server).port();
+            auto first = co_await us::open_connection("127.0.0.1", port, options);
+            co_await ask(first); // what the tickets come before
+            std::vector<us::stream_pair> others;
+            int resumed = 0;
+            for (int i = 0; i < 10; ++i)
+            {
+                others.push_back(co_await us::open_connection("127.0.0.1", port, options));
+                resumed += others.back().second.session()->session_reused;
+            }
+            CHECK(resumed == 8);
+            others.push_back(std::move(first));
+            for (us::stream_pair& each : others)
+                each.second.abort();
         });
 }
 

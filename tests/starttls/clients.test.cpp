@@ -127,14 +127,21 @@ TEST_CASE("starttls clients: a refusal is an error of its own kind that shows th
 TEST_CASE("starttls clients: a server that closes the connection, before or amid what it should say, is told as such")
 {
     const conversation& meant = GENERATE(from_range(test::conversations()));
+    std::string said;
     for (const std::size_t chunk : test::chunk_sizes)
         for (const bool is_amid : {false, true})
             in_place_of_each(
                 meant, chunk, meant.options,
                 [&](const std::string& right)
-                { return std::vector{say(right.substr(0, is_amid ? right.size() / 2 : 0)), finish}; },
+                {
+                    said = right.substr(0, is_amid ? right.size() / 2 : 0);
+                    return std::vector{say(said), finish};
+                },
                 [&](const outcome& result, std::size_t)
-                { CHECK(result.error == errc::incomplete_read); });
+                {
+                    CHECK(result.error == errc::incomplete_read);
+                    CHECK_THAT(result.reply, test::ends_with(said));
+                });
 }
 
 TEST_CASE("starttls clients: binary noise is refused")

@@ -181,6 +181,7 @@ TEST_CASE("ldap: a request with a critical control is refused, as are malformed 
     const std::string uncritical = ber('\x30', type + ber('\x01', std::string(1, '\0')));
     const std::string by_default = ber('\x30', type);
     CHECK(result_of(critical) == 12);
+    CHECK(result_of(ber('\x30', type + ber('\x01', "\x01"))) == 12); // BER has true in many ways
     CHECK(result_of(valued) == 12);
     CHECK(result_of(by_default + uncritical + critical) == 12);
     CHECK(result_of(by_default + uncritical) == 52);

@@ -30,8 +30,9 @@ using us::errc;
 
 TEST_CASE("smtp: the lines of a reply have one code, and each its mark")
 {
-    for (const std::string reply : {"250-a\r\n251 b\r\n", "250-a\r\n220-b\r\n250 c\r\n", "250+a\r\n", "25 a\r\n",
-                                    "2500 a\r\n", "\r\n", "ab0 c\r\n", "250\t\r\n", "250 \x01\r\n", "250 a\rb\r\n"})
+    for (const std::string reply :
+         {"250-a\r\n251 b\r\n", "250-a\r\n220-b\r\n250 c\r\n", "250+a\r\n", "25 a\r\n", "2500 a\r\n", "\r\n",
+          "ab0 c\r\n", "250\t\r\n", "250 \x01\r\n", "250 \x7f\r\n", "250 a\rb\r\n"})
     {
         const test::outcome result = test::negotiate(
             us::starttls::smtp,

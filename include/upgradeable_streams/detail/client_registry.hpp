@@ -79,19 +79,19 @@ public:
         return clients_.size();
     }
 
-    /// If there is none, asks to be told of the next that goes.
+    /// Whether another connection may be taken; if not, `left` is called when the next one goes.
     bool has_room()
     {
         return ask_unless([this] { return clients_.size() < most_; });
     }
 
-    /// If it is not, asks to be told of the next that goes.
+    /// Whether there is none; if there is, `left` is called when the next one goes.
     bool empty()
     {
         return ask_unless([this] { return clients_.empty(); });
     }
 
-    /// Asks to be told of the next that goes.
+    /// Has `left` be called when the next one goes.
     void ask()
     {
         ask_unless([] { return false; });

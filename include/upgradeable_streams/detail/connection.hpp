@@ -36,7 +36,7 @@
 namespace upgradeable_streams::detail
 {
 
-/// A connection whose kind of socket has been forgotten.
+/// A connection, whatever its kind of socket.
 ///
 /// Concurrency: used on one executor, a strand where the io_context has several threads. Lifetime: an operation under
 /// way holds a shared_ptr.
@@ -228,8 +228,14 @@ private:
 
     void look()
     {
-        if (--looks_left_ > 0 && !(*place_ && (*place_)->outstays()))
-            return look_later();
+        try
+        {
+            if (--looks_left_ > 0 && !(*place_ && (*place_)->outstays()))
+                return look_later();
+        }
+        catch (const std::bad_alloc&) // there is no later look
+        {
+        }
         connection_.lose(reason_);
         connection_.abort();
     }
@@ -247,7 +253,14 @@ UPGRADEABLE_STREAMS_DECL void connection::write_eof()
     if (std::exchange(write_ended_, true))
         return;
     asio::co_spawn(
-        get_executor(), [self = self()] { return self->finish_writing(); }, asio::detached);
+        get_executor(), [self = self()] { return self->finish_writing(); },
+        [self = self()](const std::exception_ptr& error)
+        {
+            self->ending_ = false;
+            if (error)
+                self->lose(code_of(error));
+            self->changed_->cancel();
+        });
 }
 
 UPGRADEABLE_STREAMS_DECL asio::awaitable<void> connection::finish_writing()
@@ -258,10 +271,8 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> connection::finish_writing()
     asio::error_code error;
     ending_ = true;
     co_await shutdown(asio::socket_base::shutdown_send, error);
-    ending_ = false;
     if (error)
         lose(error);
-    changed_->cancel();
 }
 
 /// Closes at once where nothing is left to do. Returns: whether `finish` is to follow.

@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_DETAIL_CREDENTIALS_HPP
 
 #include <upgradeable_streams/detail/openssl.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 
 #include <asio/buffer.hpp>
 #include <asio/error_code.hpp>
@@ -24,16 +25,6 @@
 
 namespace upgradeable_streams::detail
 {
-
-/// The oldest error in OpenSSL's queue, which is the root of the others.
-inline asio::error_code take_openssl_error()
-{
-    const unsigned long error = ERR_get_error();
-    ERR_clear_error();
-    if (ERR_SYSTEM_ERROR(error))
-        return {ERR_GET_REASON(error), std::generic_category()};
-    return {static_cast<int>(error), asio::error::get_ssl_category()};
-}
 
 inline bool is_openssl_error(unsigned long error, int library, int reason)
 {
@@ -56,6 +47,7 @@ public:
             throw std::invalid_argument(role_ + " as a file and as data; give one of them");
         if (file.find("-----BEGIN") != file.npos)
             throw std::invalid_argument(role_ + " file is PEM text, not a path; give it as data");
+        refuse_nul(file, role_ + " file");
         if (std::error_code ignored; std::filesystem::is_directory(file_, ignored))
             throw std::system_error(std::make_error_code(std::errc::is_a_directory), describe());
     }
@@ -93,6 +85,7 @@ public:
         const auto code = static_cast<unsigned long>(error.value());
         const bool is_no_pem = error.category() == asio::error::get_ssl_category() &&
                                (is_openssl_error(code, ERR_LIB_PEM, PEM_R_NO_START_LINE) ||
+                                is_openssl_error(code, ERR_LIB_X509, X509_R_NO_CERTIFICATE_OR_CRL_FOUND) ||
                                 is_openssl_error(code, ERR_LIB_OSSL_DECODER, ERR_R_UNSUPPORTED));
         throw std::system_error(error, describe() + (is_no_pem ? " holds no " + role_ + " in PEM" : purpose));
     }
@@ -163,7 +156,7 @@ inline void load_private_key(asio::ssl::context& context, const pem_source& key,
 }
 
 /// Adds certificates to those that verification ends at.
-inline void trust(asio::ssl::context& context, const pem_source& authorities)
+inline void add_trust_anchors(asio::ssl::context& context, const pem_source& authorities)
 {
     const asio::error_code error = authorities.load(
         [&](const char* path) { return SSL_CTX_load_verify_locations(context.native_handle(), path, nullptr); },
@@ -173,7 +166,7 @@ inline void trust(asio::ssl::context& context, const pem_source& authorities)
 }
 
 /// Tells clients whose certificates are accepted.
-inline void name_trusted(SSL_CTX* context)
+inline void set_client_ca_list(SSL_CTX* context)
 {
     X509_STORE* const store = SSL_CTX_get_cert_store(context);
 #if OPENSSL_VERSION_NUMBER >= 0x30300000L

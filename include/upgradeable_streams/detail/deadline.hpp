@@ -7,12 +7,28 @@
 #include <asio/error_code.hpp>
 #include <asio/steady_timer.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 namespace upgradeable_streams::detail
 {
+
+inline void require_positive(std::chrono::steady_clock::duration timeout, const char* name)
+{
+    if (timeout <= timeout.zero())
+        throw std::invalid_argument(std::string(name) + " must be greater than zero");
+}
+
+/// When that time has passed, or a year, which no clock fails to tell.
+inline std::chrono::steady_clock::time_point time_after(std::chrono::steady_clock::duration timeout)
+{
+    return std::chrono::steady_clock::now() +
+           std::min<std::chrono::steady_clock::duration>(timeout, std::chrono::years(1));
+}
 
 /// Calls a function when time is up, unless it goes before.
 ///

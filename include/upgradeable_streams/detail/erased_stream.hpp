@@ -36,7 +36,7 @@ struct write_result
 
 class read_handler;
 
-/// A stream whose kind has been forgotten.
+/// A stream, type-erased.
 class erased_stream
 {
 public:
@@ -58,6 +58,9 @@ protected:
 
     /// A pending async_receive has asio::error::operation_aborted for its result; so has what is being sent.
     virtual void cancel() = 0;
+
+    /// Has the next read_some look what there is, though the last has found nothing more.
+    virtual void look_again() = 0;
 
     /// asio::error::would_block when there is nothing.
     virtual std::size_t read_some(asio::mutable_buffer buffer, asio::error_code& error) = 0;

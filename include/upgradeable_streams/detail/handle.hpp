@@ -68,6 +68,14 @@ public:
     detail::connection& operator*() const { return *connection_; }
     const std::shared_ptr<detail::connection>& connection() const { return connection_; }
     unsigned epoch() const { return epoch_; }
+
+    /// The connection, for what can no longer be done through a handle from before a change.
+    detail::connection& current() const
+    {
+        check_epoch();
+        return *connection_;
+    }
+
     void check_epoch() const { throw_if(!connection_->is_current(epoch_), errc::connection_upgraded); }
 
 private:

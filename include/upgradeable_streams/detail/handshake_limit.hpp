@@ -58,7 +58,7 @@ public:
             return running_ = true;
         }
 
-        /// Returns: whether it runs while others wait, as it ran at the look before.
+        /// Whether it was running at the previous call already, and others wait.
         bool outstays()
         {
             const std::lock_guard lock(limit_->mutex_);

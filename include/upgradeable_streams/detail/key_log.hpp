@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_DETAIL_KEY_LOG_HPP
 
 #include <upgradeable_streams/detail/context_data.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 
 #include <openssl/ssl.h>
 
@@ -69,8 +70,7 @@ inline void log_keys(SSL_CTX* context, std::string_view path)
 {
     if (path.empty())
         return;
-    if (path.find('\0') != path.npos)
-        throw std::invalid_argument("key_log_file holds a NUL, at which the path would be cut");
+    refuse_nul(path, "key_log_file");
     emplace_context_data<key_log>(context, std::string(path));
     SSL_CTX_set_keylog_callback(context, write_to_key_log);
 }

@@ -122,6 +122,17 @@ private:
 
 #ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
+/// Whether an error of accepting is about a peer that has left again: on macOS it is Asio that fails then, to set an
+/// option of what it accepted.
+inline bool tells_peer_left(const asio::error_code& error)
+{
+#ifdef __APPLE__
+    if (error == asio::error::invalid_argument)
+        return true;
+#endif
+    return error == asio::error::connection_aborted;
+}
+
 UPGRADEABLE_STREAMS_DECL void listener::start_serving()
 {
     {
@@ -327,8 +338,10 @@ listener::session(std::shared_ptr<listener> self, std::shared_ptr<connection> c,
     {
         const listener_settings& given = self->settings_;
         if (given.tls_at_once || given.is_proxy || given.detect_timeout)
+        {
             co_await self->begin(*c);
-        c->set_operation_timeout(given.connection.operation_timeout);
+            c->set_operation_timeout(given.connection.operation_timeout);
+        }
         auto [reader, writer] = make_handles(c, c->epoch());
         co_await given.handler(std::move(reader), std::move(writer));
     }

@@ -1,8 +1,11 @@
 /// @file
-/// What OpenSSL allocates, owned; hashes and base64.
+/// What OpenSSL allocates, owned; its errors; hashes and base64.
 #ifndef UPGRADEABLE_STREAMS_DETAIL_OPENSSL_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_OPENSSL_HPP
 
+#include <asio/error_code.hpp>
+#include <asio/ssl/error.hpp>
+#include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
@@ -12,6 +15,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <system_error>
 
 namespace upgradeable_streams::detail
 {
@@ -56,6 +60,16 @@ inline std::string base64(const void* data, std::size_t size)
     std::string text((size + 2) / 3 * 4, '\0'); // and a NUL behind it
     EVP_EncodeBlock(reinterpret_cast<unsigned char*>(text.data()), static_cast<const unsigned char*>(data), int(size));
     return text;
+}
+
+/// The oldest error in OpenSSL's queue, which is the root of the others.
+inline asio::error_code take_openssl_error()
+{
+    const unsigned long error = ERR_get_error();
+    ERR_clear_error();
+    if (ERR_SYSTEM_ERROR(error))
+        return {ERR_GET_REASON(error), std::generic_category()};
+    return {static_cast<int>(error), asio::error::get_ssl_category()};
 }
 
 } // namespace upgradeable_streams::detail

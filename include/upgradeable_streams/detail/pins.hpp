@@ -67,7 +67,8 @@ private:
                 return std::string(pin);
         }
         throw std::invalid_argument("\"" + std::string(pin) +
-                                    "\" is no public key pin; give what certificate::public_key_pin tells");
+                                    "\" is no public key pin; give the base64 of a SHA-256 hash, 44 characters, as "
+                                    "certificate::public_key_pin tells it");
     }
 
     /// A chain with an error that a callback has tolerated proves nothing but that the server has its own key.

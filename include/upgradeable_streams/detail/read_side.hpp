@@ -67,6 +67,13 @@ public:
     /// As receive_now, into memory of the caller's; the buffer must be empty.
     std::size_t read_now(asio::mutable_buffer memory);
 
+    /// As receive_now, also when a wait is what would come next.
+    bool poll()
+    {
+        look_again();
+        return !received().empty() || eof_ || receive_now();
+    }
+
     /// Waits until there may be something to receive or others had their turn; receive_now has to have found nothing.
     asio::awaitable<read_result> wait_to_receive();
 

@@ -19,11 +19,12 @@ inline bool begins_tls_record(std::string_view bytes)
     return (bytes.empty() || (bytes[0] >= 0x14 && bytes[0] <= 0x17)) && (bytes.size() < 2 || bytes[1] == 0x03);
 }
 
-/// Tells records from the plain text behind a close_notify, in bytes that come in pieces.
+/// Finds where records end in bytes that come in pieces.
 ///
-/// TLS takes in what it is given and does not give back what it did not need. So it is given nothing behind a record
-/// that may be a close_notify, until it asks for more, and then it was none. Of one that is padded in another way only
-/// plain text is told apart, not what looks like a record.
+/// OpenSSL does not give back input that it did not need, and plain text behind a close_notify would be lost in it.
+/// So nothing behind a record of a close_notify's length is handed on until OpenSSL asks for more, which shows that it
+/// was none. A close_notify that is padded to another length is not recognised: what follows it is noticed only where
+/// it does not look like a record.
 class record_framing
 {
 public:
@@ -53,6 +54,13 @@ public:
                 break;
         }
         return size;
+    }
+
+    /// How many of the next bytes TLS is to be given at once: all where no record begins, for TLS to refuse.
+    std::size_t admit(std::string_view bytes)
+    {
+        const std::size_t records = accept(bytes);
+        return records > 0 ? records : bytes.size();
     }
 
     /// `accept`, as often as there are records.

@@ -198,8 +198,8 @@ inline void offer_session(SSL* ssl, SSL_SESSION* session)
     SSL_set_verify_result(ssl, X509_V_OK);
 }
 
-/// The rule of a server: no session without the certificate that is demanded, or with one that is no longer accepted.
-/// It stands in the ticket without its chain; where that is missed, the handshake is a full one.
+/// Refuses a ticket without the client certificate that is demanded, or with one that has expired or no longer
+/// verifies. A ticket holds no chain: where an intermediate certificate is missing, a full handshake follows.
 inline SSL_TICKET_RETURN judge_ticket(SSL* ssl, SSL_SESSION* session, const unsigned char*, std::size_t,
                                       SSL_TICKET_STATUS status, void*)
 {

@@ -32,7 +32,9 @@ struct server_identity
 /// Null where it may be one.
 inline const char* why_no_dns_name(std::string_view name)
 {
-    if (std::ranges::any_of(name, [](unsigned char c) { return c <= ' ' || c >= 0x7f; }))
+    if (name.find(' ') != name.npos)
+        return "holds a space";
+    if (std::ranges::any_of(name, [](unsigned char c) { return c < ' ' || c >= 0x7f; }))
         return "holds a character that is not printable ASCII; give an internationalised name as A-labels (xn--...)";
     return name.size() > 253 ? "is longer than a DNS name can be" : nullptr;
 }

@@ -74,7 +74,7 @@ struct shutdown_operation
             step = waiting;
             [[fallthrough]];
         case waiting:
-            if (!state->tls()->try_begin() && !cancelled)
+            if (!state->tls()->can_write() && !cancelled)
                 return state->tls()->async_wait_change(std::move(self));
             if (has_failed())
             {
@@ -107,7 +107,7 @@ struct shutdown_operation
                 result = error;
             return finish(self, cancelled);
         case settling:
-            if (!result && !cancelled && !(state->tls()->try_begin() && state->tls()->is_sent()))
+            if (!result && !cancelled && !(state->tls()->can_write() && state->tls()->is_sent()))
                 return state->tls()->async_wait_change(std::move(self));
             if (!result)
                 result = state->tls()->error();

@@ -52,15 +52,10 @@ inline asio::error_code last_error()
     return errno == EAGAIN ? asio::error::would_block : asio::error_code(errno, asio::error::get_system_category());
 }
 
-/// Whether an error of accepting is about a peer that has left again: on macOS it is Asio that fails then, to set an
-/// option of what it accepted.
-inline bool tells_peer_left(const asio::error_code& error)
+/// Whether a blocking call can be made again after it.
+inline bool is_transient(const asio::error_code& error)
 {
-#ifdef __APPLE__
-    if (error == asio::error::invalid_argument)
-        return true;
-#endif
-    return error == asio::error::connection_aborted;
+    return error && (error == asio::error::would_block || error == asio::error::interrupted);
 }
 
 /// Whether an error tells that the connection is broken. A socket tells so once, to a write as well, and to reads from

@@ -82,8 +82,8 @@ public:
     /// Throws a starttls_error with what the server answered.
     [[noreturn]] void fail(const std::error_code& reason) const;
 
-    /// Has `talk(dialogue, given...)` lead a dialogue, and closes the connection if it fails. Its result is what the
-    /// server is capable of. Errors at the call: those that all clients have.
+    /// Has `talk(dialogue, given...)` lead a dialogue, and closes the connection if it fails. Errors at the call: those
+    /// that all clients have.
     template <typename Talk, typename... Given>
     static asio::awaitable<starttls::negotiated>
     run(std::string_view protocol, const stream_reader& reader, const stream_writer& writer,
@@ -93,14 +93,15 @@ public:
         return run(dialogue, talk(*dialogue, given...));
     }
 
-    std::string greeting; ///< Of negotiated.
+    std::vector<std::string> capabilities; ///< Of negotiated.
+    std::string greeting;                  ///< Of negotiated.
 
 private:
     static constexpr std::size_t most_replies = 64 * 1024;
     static constexpr std::size_t most_shown = 512;
 
     static asio::awaitable<starttls::negotiated> run(std::shared_ptr<starttls_dialogue> dialogue,
-                                                     asio::awaitable<std::vector<std::string>> talk);
+                                                     asio::awaitable<void> talk);
 
     void hear(std::string_view bytes);
     void start_clock();
@@ -225,6 +226,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> starttls_dialogue::start_tls()
 {
     within_.reset();
     std::tie(reader_, writer_) = co_await *std::move(upgrade_);
+    capabilities.clear();
     asked_.clear();
     reply_.clear();
     words_.clear();
@@ -241,6 +243,9 @@ UPGRADEABLE_STREAMS_DECL void starttls_dialogue::fail(const std::error_code& rea
         what += "to \"" + asked_ + "\" ";
     what += server_ + " answered ";
     what += reply_.empty() ? "nothing" : '"' + shown + '"';
+    if (reply_.empty() && asked_.empty() && reason == errc::negotiation_timeout &&
+        !writer_.handle_->connection()->is_tls())
+        what += " (on a port where TLS begins at once, a server waits for that)";
     throw starttls_error(reason, what, reply_);
 }
 
@@ -298,20 +303,19 @@ UPGRADEABLE_STREAMS_DECL void starttls_dialogue::give_up()
 }
 
 UPGRADEABLE_STREAMS_DECL asio::awaitable<starttls::negotiated>
-starttls_dialogue::run(std::shared_ptr<starttls_dialogue> dialogue, asio::awaitable<std::vector<std::string>> talk)
+starttls_dialogue::run(std::shared_ptr<starttls_dialogue> dialogue, asio::awaitable<void> talk)
 {
-    std::vector<std::string> capabilities;
     try
     {
         dialogue->start_clock();
-        capabilities = co_await std::move(talk);
+        co_await std::move(talk);
     }
     catch (...)
     {
         dialogue->give_up();
     }
     dialogue->within_.reset();
-    co_return starttls::negotiated{dialogue->reader_, dialogue->writer_, std::move(capabilities),
+    co_return starttls::negotiated{dialogue->reader_, dialogue->writer_, std::move(dialogue->capabilities),
                                    std::move(dialogue->greeting)};
 }
 

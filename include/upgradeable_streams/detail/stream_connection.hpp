@@ -78,6 +78,13 @@ private:
         stream_.lowest_layer().cancel(ignored);
     }
 
+    void look_again() override
+    {
+        is_dry_ = false;
+        if (auto* const tls = stream_.state_->tls())
+            tls->core().look_again();
+    }
+
     std::size_t read_some(asio::mutable_buffer buffer, asio::error_code& error) override
     {
         const auto& state = stream_.state_;
@@ -231,7 +238,7 @@ private:
     }
 
     upgradeable_stream<Socket, tls_stream> stream_;
-    bool is_receiving_ = false; ///< Else a read waits for others, whose errors are none of reading.
+    bool is_receiving_ = false; ///< Else the pending read waits for another operation, whose errors are not its own.
 };
 
 #ifdef UPGRADEABLE_STREAMS_SEPARATE_COMPILATION

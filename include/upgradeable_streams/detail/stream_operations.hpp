@@ -134,7 +134,7 @@ struct write_operation
         case waiting:
             if (cancelled)
                 return self.complete(asio::error::operation_aborted, 0);
-            if (!link.try_begin())
+            if (!link.can_write())
                 return link.async_wait_change(std::move(self));
             {
                 step = writing;

@@ -231,7 +231,11 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
                                ? ERR_GET_REASON(static_cast<unsigned long>(error.value()))
                                : 0;
         if (ssl() && reason == SSL_R_CERTIFICATE_VERIFY_FAILED)
-            return {error, "TLS upgrade: " + refusal_of_certificate(ssl(), settings), SSL_get_verify_result(ssl()), {}};
+            return {error,
+                    "TLS upgrade: " + refusal_of_certificate(ssl(), settings),
+                    SSL_get_verify_result(ssl()),
+                    {},
+                    shown_certificate(ssl())};
         std::string what = name_of_upgrade(settings);
         if (reason > SSL_AD_REASON_OFFSET) // an alert was received
             what += ", refused by the peer";

@@ -32,28 +32,29 @@
 namespace upgradeable_streams::detail
 {
 
-/// Connects to the first of several addresses that answers (RFC 8305). Used by one coroutine, which it outlives while
-/// the resolver runs.
+/// Connects to the first of several addresses that answers (RFC 8305). Used by one coroutine, which keeps it.
 class tcp_connector : public std::enable_shared_from_this<tcp_connector>
 {
 public:
     template <typename Options>
     tcp_connector(std::string_view host, port_number port, const Options& options)
         : host_(host.starts_with('[') && host.ends_with(']') ? host.substr(1, host.size() - 2) : host),
-          service_(port.to_string()), target_(std::string(host) + ":" + service_), family_(options.family),
-          delay_(options.happy_eyeballs_delay), interleave_(options.interleave.value_or(delay_ ? 1 : 0)),
-          timeout_(options.connect_timeout)
+          service_(port.to_string()),
+          target_((host_.find(':') == host_.npos ? host_ : "[" + host_ + "]") + ":" + service_),
+          family_(options.family), delay_(options.happy_eyeballs_delay),
+          interleave_(options.interleave.value_or(delay_ ? 1 : 0)), timeout_(options.connect_timeout)
     {
         if (host_.empty())
             throw std::invalid_argument("host must not be empty");
+        if (service_.find_first_not_of('0') == service_.npos)
+            throw std::invalid_argument("port 0 is for servers, for which it picks one");
         require_positive(timeout_, "connect_timeout");
         if (delay_)
             require_positive(*delay_, "happy_eyeballs_delay");
         if (options.local_addr)
             local_.emplace(options.local_addr->host, options.local_addr->port.to_string());
-        for (const std::string& text : {host_, service_, local_ ? local_->first : "", local_ ? local_->second : ""})
-            if (text.find('\0') != text.npos)
-                throw std::invalid_argument("a host or service holds a NUL, at which the resolver would cut it");
+        refuse_nul(host_, "host");
+        refuse_nul(local_ ? local_->first : "", "local_addr");
     }
 
     asio::awaitable<asio::ip::tcp::socket> connect();
@@ -206,10 +207,8 @@ UPGRADEABLE_STREAMS_DECL void tcp_connector::start(const tcp::endpoint& endpoint
 
 UPGRADEABLE_STREAMS_DECL asio::awaitable<asio::ip::tcp::socket> tcp_connector::connect()
 {
-    const auto keep = shared_from_this();
     changed_.emplace(co_await asio::this_coro::executor);
-    deadline_ = std::chrono::steady_clock::now() +
-                std::min<std::chrono::steady_clock::duration>(timeout_, std::chrono::hours(24));
+    deadline_ = time_after(timeout_);
     tcp::resolver resolver(changed_->get_executor());
     endpoints local;
     if (local_)

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <limits>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -31,6 +32,13 @@ inline std::string printable(std::string_view bytes, std::size_t most = 100)
             (text += "\\x") += {digits[value / 16], digits[value % 16]};
         }
     return bytes.size() > most ? text + "..." : text;
+}
+
+/// Throws std::invalid_argument for text that a function of C would cut.
+inline void refuse_nul(std::string_view text, const std::string& what)
+{
+    if (text.find('\0') != text.npos)
+        throw std::invalid_argument(what + " holds a NUL, at which it would be cut");
 }
 
 /// Of the letters of ASCII.

@@ -3,6 +3,8 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_TIME_LIMIT_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_TIME_LIMIT_HPP
 
+#include <upgradeable_streams/detail/deadline.hpp>
+
 #include <asio/cancellation_signal.hpp>
 #include <asio/cancellation_type.hpp>
 #include <asio/error_code.hpp>
@@ -39,10 +41,7 @@ public:
     const std::optional<clock::duration>& each() const { return each_; }
 
     /// Of an operation that begins now.
-    clock::time_point end() const
-    {
-        return each_ ? clock::now() + std::min<clock::duration>(*each_, std::chrono::years(1)) : never;
-    }
+    clock::time_point end() const { return each_ ? time_after(*each_) : never; }
 
     void begin_read()
     {

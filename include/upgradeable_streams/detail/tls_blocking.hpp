@@ -12,12 +12,6 @@
 namespace upgradeable_streams::detail
 {
 
-/// Whether a blocking call can be made again after it.
-inline bool is_transient(const asio::error_code& error)
-{
-    return error && (error == asio::error::would_block || error == asio::error::interrupted);
-}
-
 /// Stands in the place of the `self` that asio::async_compose gives to an operation: where that would suspend, this
 /// keeps what it waits for.
 class blocking_call

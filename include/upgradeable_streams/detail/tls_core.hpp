@@ -32,12 +32,6 @@
 namespace upgradeable_streams::detail
 {
 
-template <typename Self>
-bool was_cancelled(const Self& self)
-{
-    return self.get_cancellation_state().cancelled() != asio::cancellation_type::none;
-}
-
 /// What a tls_stream and its operations share.
 template <typename NextLayer>
 class tls_core : public std::enable_shared_from_this<tls_core<NextLayer>>

@@ -221,7 +221,8 @@ private:
     /// While bytes come faster than they are read, OpenSSL's buffer takes in so much at once.
     static constexpr std::size_t large_read = 64 * 1024;
 
-    /// How much more than data is received before others have their turn, but for the last receive.
+    /// How many bytes of records without data, counted four times, one turn may receive; the last receive may exceed
+    /// it.
     static constexpr std::ptrdiff_t whole_turn = large_read;
 
     /// Before the handshake is done nothing is received beyond what is fed, lest plain text behind it goes unnoticed.
@@ -321,8 +322,7 @@ private:
         if (!input_.empty())
         {
             const std::string_view next = input_.substr(0, capacity);
-            const std::size_t records = framing_.accept(next);
-            const std::size_t size = next.copy(data, records > 0 ? records : capacity);
+            const std::size_t size = next.copy(data, framing_.admit(next));
             input_.remove_prefix(size);
             if (input_.empty())
                 std::string().swap(rest_);
@@ -354,12 +354,10 @@ private:
     std::size_t keep_rest(std::string_view received)
     try
     {
-        const std::size_t records = framing_.accept(received);
-        if (records == received.size() || records == 0)
-            return received.size();
-        rest_ = received.substr(records);
+        const std::size_t admitted = framing_.admit(received);
+        rest_ = received.substr(admitted);
         input_ = rest_;
-        return records;
+        return admitted;
     }
     catch (const std::bad_alloc&)
     {
@@ -437,7 +435,7 @@ private:
     int descriptor_ = invalid_descriptor;
     bool may_hold_ = true;
     bool brings_data_ = false; ///< The last read did, not only records that OpenSSL keeps to itself.
-    std::ptrdiff_t budget_ = whole_turn; ///< A debt is paid off by data, lest a byte here and there be enough to go on.
+    std::ptrdiff_t budget_ = whole_turn; ///< Only data makes good an excess: a byte now and then buys no other turn.
     bool is_established_ = false;
     bool has_ended_ = false; ///< The close_notify was sent.
     std::string_view input_;

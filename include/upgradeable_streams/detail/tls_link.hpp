@@ -21,58 +21,30 @@ namespace upgradeable_streams::detail
 
 /// Any layer with the interface of asio::ssl::stream, made right in full duplex by a queue under it.
 template <typename Socket, template <typename> class TlsLayer>
-class queued_tls_link
+class queued_tls_link : public write_queue<Socket>
 {
 public:
     /// When this throws, the socket is where it was.
     queued_tls_link(Socket&& socket, openssl_ptr<SSL> ssl, std::weak_ptr<void> owner)
-        : queue_(std::move(socket), std::move(owner))
+        : write_queue<Socket>(std::move(socket), std::move(owner))
     {
         try
         {
-            layer_.emplace(queue_, ssl.release()); // owns it, also when it throws
+            layer_.emplace(*this, ssl.release()); // owns it, also when it throws
+            this->keep_first_bytes();
         }
         catch (...)
         {
-            socket = std::move(queue_.next_layer());
+            socket = std::move(this->next_layer());
             throw;
         }
-        queue_.keep_first_bytes();
     }
 
     TlsLayer<write_queue<Socket>&>& layer() { return *layer_; }
-    Socket& socket() { return queue_.next_layer(); }
-    Socket release_socket() { return std::move(queue_.next_layer()); }
-    std::string take_first_bytes() { return queue_.take_first_bytes(); }
-
-    /// Tells of bytes that the handshake is given beside what is read.
-    void skip(std::string_view received) { queue_.skip(received); }
-
-    /// Nothing is sent behind the close_notify.
-    void end_output() { queue_.end_output(); }
-
-    /// The records that TLS was given, and the plain text that came with the last.
-    const record_framing& framing() const { return queue_.framing(); }
-    std::string take_plain_text() { return queue_.take_plain_text(); }
-
-    /// Whether a write, or the end of TLS, may begin.
-    bool try_begin() const { return queue_.idle(); }
-
-    /// Whether all was handed to the socket.
-    bool is_sent() const { return queue_.sent(); }
-
-    /// The first error of sending.
-    const asio::error_code& error() const { return queue_.error(); }
-
-    /// Completes when one of these may have changed.
-    template <typename Handler>
-    void async_wait_change(Handler&& handler)
-    {
-        queue_.async_wait_change(std::forward<Handler>(handler));
-    }
+    Socket& socket() { return this->next_layer(); }
+    Socket release_socket() { return std::move(this->next_layer()); }
 
 private:
-    write_queue<Socket> queue_;
     std::optional<TlsLayer<write_queue<Socket>&>> layer_;
 };
 
@@ -104,7 +76,7 @@ public:
     const record_framing& framing() const { return core().engine.framing(); }
     std::string take_plain_text() { return std::string(core().engine.fed()); }
 
-    bool try_begin() { return core().finish_message(); }
+    bool can_write() { return core().finish_message(); }
     bool is_sent() const { return core().is_flushed(); }
     const asio::error_code& error() const { return core().write_error(); }
 

@@ -7,6 +7,7 @@
 #include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/context_data.hpp>
 #include <upgradeable_streams/detail/dane.hpp>
+#include <upgradeable_streams/detail/deadline.hpp>
 #include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/pins.hpp>
 #include <upgradeable_streams/detail/resumption.hpp>
@@ -92,14 +93,11 @@ private:
     void check_tlsa_records() const;
 };
 
-inline void require_positive(std::chrono::steady_clock::duration timeout, const char* name)
-{
-    if (timeout <= timeout.zero())
-        throw std::invalid_argument(std::string(name) + " must be greater than zero");
-}
-
 /// What failed, for an error.
 std::string name_of_upgrade(const tls_settings& settings);
+
+/// The certificate that the peer has shown, whether or not it was accepted.
+std::optional<certificate> shown_certificate(SSL* ssl);
 
 /// Whose certificate was not accepted, for whom, and why.
 std::string refusal_of_certificate(SSL* ssl, const tls_settings& settings);
@@ -230,14 +228,19 @@ UPGRADEABLE_STREAMS_DECL std::string name_of_upgrade(const tls_settings& setting
     return "TLS upgrade" + (settings.server_hostname.empty() ? "" : " with " + settings.server_hostname);
 }
 
+UPGRADEABLE_STREAMS_DECL std::optional<certificate> shown_certificate(SSL* ssl)
+{
+    const STACK_OF(X509)* const chain = SSL_get0_verified_chain(ssl); // also of a chain that was not accepted
+    if (!chain || sk_X509_num(chain) == 0)
+        return std::nullopt;
+    return certificate(sk_X509_value(chain, 0));
+}
+
 UPGRADEABLE_STREAMS_DECL std::string refusal_of_certificate(SSL* ssl, const tls_settings& settings)
 {
     const long reason = SSL_get_verify_result(ssl);
     std::string text = "the peer's certificate";
-    const STACK_OF(X509)* const chain = SSL_get0_verified_chain(ssl); // also of a chain that was not accepted
-    std::optional<certificate> given;
-    if (chain && sk_X509_num(chain) > 0)
-        given.emplace(sk_X509_value(chain, 0));
+    const std::optional<certificate> given = shown_certificate(ssl);
     if (given)
         text += " (" + printable(given->subject()) + ")";
     text += " is not accepted";

@@ -135,8 +135,8 @@ public:
     void end_output() { has_ended_ = true; }
 
     /// Whether all was handed to the socket, and whether the TLS stream's lock is free.
-    bool sent() const { return !sending_now_; }
-    bool idle() const { return sent() && unreleased_ == 0; }
+    bool is_sent() const { return !sending_now_; }
+    bool can_write() const { return is_sent() && unreleased_ == 0; }
 
     /// The first error of sending.
     const asio::error_code& error() const { return error_; }
@@ -156,7 +156,7 @@ private:
             return;
         const int descriptor = descriptor_of(next_);
         asio::error_code error;
-        while (!bytes.empty() && descriptor != invalid_descriptor && sent() && queue_.empty() && !error_ && !error)
+        while (!bytes.empty() && descriptor != invalid_descriptor && is_sent() && queue_.empty() && !error_ && !error)
             bytes.remove_prefix(send_at_once(descriptor, bytes, error));
         if (error && error != asio::error::would_block)
             fail(error);

@@ -14,7 +14,6 @@
 #include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>
 #include <asio/buffer.hpp>
-#include <asio/error.hpp>
 #include <asio/post.hpp>
 #include <asio/steady_timer.hpp>
 
@@ -28,27 +27,6 @@
 
 namespace upgradeable_streams::detail
 {
-
-/// What an exception tells; one without a code tells a want of memory.
-inline std::error_code code_of(const std::exception_ptr& error)
-try
-{
-    std::rethrow_exception(error);
-}
-catch (const std::system_error& e)
-{
-    return e.code();
-}
-catch (...)
-{
-    return asio::error::no_memory;
-}
-
-inline void throw_if(bool condition, errc error)
-{
-    if (condition)
-        throw std::system_error(error);
-}
 
 /// The part of a connection that writes: what is queued is sent, without a further call, once control is back at the
 /// event loop.

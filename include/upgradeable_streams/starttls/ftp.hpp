@@ -121,7 +121,7 @@ inline asio::awaitable<void> protect_ftp_data(starttls_dialogue& dialogue)
     }
 }
 
-inline asio::awaitable<std::vector<std::string>> talk_ftp(starttls_dialogue& dialogue)
+inline asio::awaitable<void> talk_ftp(starttls_dialogue& dialogue)
 {
     ftp_reply reply = co_await read_ftp(dialogue);
     while (reply.code == "120")
@@ -136,7 +136,7 @@ inline asio::awaitable<std::vector<std::string>> talk_ftp(starttls_dialogue& dia
     if (reply.code == "421")
         dialogue.fail(errc::request_refused);
     if (is_negative(reply.code))
-        co_return std::vector<std::string>();
+        co_return;
     if (reply.code != "211")
         dialogue.fail(errc::reply_malformed);
     for (std::string& line : reply.lines)
@@ -145,7 +145,7 @@ inline asio::awaitable<std::vector<std::string>> talk_ftp(starttls_dialogue& dia
             line.erase(0, 4);
         line.erase(0, line.find_first_not_of(' '));
     }
-    co_return std::move(reply.lines);
+    dialogue.capabilities = std::move(reply.lines);
 }
 
 } // namespace detail

@@ -105,8 +105,8 @@ inline std::string parse_http_status(const std::string& line)
     return is_status ? status : std::string();
 }
 
-inline asio::awaitable<std::vector<std::string>> talk_http_connect(starttls_dialogue& dialogue, std::string name,
-                                                                   std::string request, std::string server)
+inline asio::awaitable<void> talk_http_connect(starttls_dialogue& dialogue, std::string name, std::string request,
+                                               std::string server)
 {
     dialogue.ask(name, request);
     std::string status;
@@ -127,8 +127,6 @@ inline asio::awaitable<std::vector<std::string>> talk_http_connect(starttls_dial
         co_await dialogue.start_tls();
     else
         dialogue.turn_to(server);
-    std::vector<std::string> none;
-    co_return none;
 }
 
 } // namespace detail

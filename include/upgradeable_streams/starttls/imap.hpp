@@ -104,7 +104,7 @@ inline std::vector<std::string> capabilities_in(std::string_view greeting)
     return split_words(is_told ? code : std::string_view());
 }
 
-inline asio::awaitable<std::vector<std::string>> talk_imap(starttls_dialogue& dialogue)
+inline asio::awaitable<void> talk_imap(starttls_dialogue& dialogue)
 {
     const std::string greeting = co_await read_imap(dialogue);
     std::string_view rest = greeting;
@@ -120,17 +120,16 @@ inline asio::awaitable<std::vector<std::string>> talk_imap(starttls_dialogue& di
         dialogue.wants_tls(false);
         dialogue.greeting = greeting;
     }
-    std::vector<std::string> capabilities = capabilities_in(rest);
-    if (capabilities.empty())
-        capabilities = co_await ask_imap(dialogue, "a1", "CAPABILITY");
-    const bool is_offered =
-        std::ranges::any_of(capabilities, [](const std::string& word) { return lower_case(word) == "starttls"; });
+    dialogue.capabilities = capabilities_in(rest);
+    if (dialogue.capabilities.empty())
+        dialogue.capabilities = co_await ask_imap(dialogue, "a1", "CAPABILITY");
+    const bool is_offered = std::ranges::any_of(dialogue.capabilities,
+                                                [](const std::string& word) { return lower_case(word) == "starttls"; });
     if (!dialogue.wants_tls(is_offered && !is_preauth))
-        co_return capabilities;
+        co_return;
     co_await ask_imap(dialogue, "a2", "STARTTLS");
     co_await dialogue.start_tls();
-    capabilities = co_await ask_imap(dialogue, "a3", "CAPABILITY");
-    co_return capabilities;
+    dialogue.capabilities = co_await ask_imap(dialogue, "a3", "CAPABILITY");
 }
 
 /// Takes the tag off a client's line. Returns: empty where it has none (RFC 9051 section 9).

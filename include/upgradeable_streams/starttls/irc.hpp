@@ -59,10 +59,10 @@ namespace detail
 /// What formats text, in the banners of some servers too.
 inline constexpr std::string_view irc_formats = "\t\x01\x02\x03\x04\x0f\x11\x16\x1d\x1e\x1f";
 
-inline asio::awaitable<std::vector<std::string>> talk_irc(starttls_dialogue& dialogue)
+inline asio::awaitable<void> talk_irc(starttls_dialogue& dialogue)
 {
     if (!dialogue.wants_tls(true))
-        co_return std::vector<std::string>();
+        co_return;
     dialogue.ask("STARTTLS", "STARTTLS\r\n");
     std::string pong;
     for (bool is_decided = false; !is_decided;)
@@ -86,7 +86,6 @@ inline asio::awaitable<std::vector<std::string>> talk_irc(starttls_dialogue& dia
             pong += "PONG " + std::string(parameters) + "\r\n";
     }
     dialogue.writer().write(pong);
-    co_return std::vector<std::string>();
 }
 
 } // namespace detail

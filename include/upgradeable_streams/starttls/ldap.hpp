@@ -163,11 +163,10 @@ inline asio::awaitable<std::string> read_ldap(starttls_dialogue& dialogue)
     co_return message + content;
 }
 
-inline asio::awaitable<std::vector<std::string>> talk_ldap(starttls_dialogue& dialogue)
+inline asio::awaitable<void> talk_ldap(starttls_dialogue& dialogue)
 {
-    std::vector<std::string> none;
     if (!dialogue.wants_tls(true))
-        co_return none;
+        co_return;
     dialogue.ask("StartTLS", make_ber(ldap_sequence,
                                       make_ber(ldap_integer, "\x01") +
                                           make_ber(ldap_extended_request, make_ber(ldap_request_name, start_tls_oid))));
@@ -192,7 +191,6 @@ inline asio::awaitable<std::vector<std::string>> talk_ldap(starttls_dialogue& di
         dialogue.fail(errc::request_refused);
     if (dialogue.wants_tls(is_offered))
         co_await dialogue.start_tls();
-    co_return none;
 }
 
 } // namespace detail

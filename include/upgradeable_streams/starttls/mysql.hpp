@@ -93,7 +93,7 @@ inline std::string explain_mysql_error(const std::string& packet)
            (text.starts_with('#') ? text.substr(std::min<std::size_t>(text.size(), 6)) : text);
 }
 
-inline asio::awaitable<std::vector<std::string>> talk_mysql(starttls_dialogue& dialogue, starttls::mysql_client client)
+inline asio::awaitable<void> talk_mysql(starttls_dialogue& dialogue, starttls::mysql_client client)
 {
     const std::string header = co_await dialogue.read(4);
     dialogue.greeting = co_await dialogue.read(parse_little_endian(std::string_view(header).substr(0, 3)));
@@ -114,8 +114,6 @@ inline asio::awaitable<std::vector<std::string>> talk_mysql(starttls_dialogue& d
         dialogue.ask("SSLRequest", std::string("\x20\0\0\x01", 4) + make_mysql_header(*server, true, client));
         co_await dialogue.start_tls();
     }
-    std::vector<std::string> none;
-    co_return none;
 }
 
 } // namespace detail

@@ -76,9 +76,8 @@ enum class nbd_reply : std::uint32_t
     platform = 0x8000'0004
 };
 
-inline asio::awaitable<std::vector<std::string>> talk_nbd(starttls_dialogue& dialogue)
+inline asio::awaitable<void> talk_nbd(starttls_dialogue& dialogue)
 {
-    std::vector<std::string> none;
     dialogue.greeting = co_await dialogue.read(nbd_magic.size() + 2);
     if (!dialogue.greeting.starts_with(nbd_magic))
         dialogue.fail(errc::reply_malformed);
@@ -87,7 +86,7 @@ inline asio::awaitable<std::vector<std::string>> talk_nbd(starttls_dialogue& dia
     if (!dialogue.wants_tls(flags & nbd_fixed_newstyle))
     {
         dialogue.writer().write(own_flags);
-        co_return none;
+        co_return;
     }
     dialogue.ask("NBD_OPT_STARTTLS", own_flags + std::string(nbd_start_tls));
 
@@ -102,7 +101,7 @@ inline asio::awaitable<std::vector<std::string>> talk_nbd(starttls_dialogue& dia
     if (is_granted)
     {
         co_await dialogue.start_tls();
-        co_return none;
+        co_return;
     }
     const std::string words = co_await dialogue.read(size);
     dialogue.explain("error " + std::to_string(type & 0x7fff'ffff) + (words.empty() ? "" : ": " + words));
@@ -110,7 +109,6 @@ inline asio::awaitable<std::vector<std::string>> talk_nbd(starttls_dialogue& dia
     if (error != nbd_reply::unsupported && error != nbd_reply::policy && error != nbd_reply::platform)
         dialogue.fail(errc::request_refused);
     dialogue.refused(errc::tls_not_offered);
-    co_return none;
 }
 
 inline std::string make_nbd_reply(nbd_reply type, std::string_view words)

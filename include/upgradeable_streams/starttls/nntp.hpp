@@ -80,26 +80,25 @@ inline asio::awaitable<std::vector<std::string>> ask_nntp_capabilities(starttls_
     co_return capabilities;
 }
 
-inline asio::awaitable<std::vector<std::string>> talk_nntp(starttls_dialogue& dialogue)
+inline asio::awaitable<void> talk_nntp(starttls_dialogue& dialogue)
 {
     co_await expect_nntp_greeting(dialogue);
-    std::vector<std::string> capabilities = co_await ask_nntp_capabilities(dialogue);
+    dialogue.capabilities = co_await ask_nntp_capabilities(dialogue);
     const auto is_mode_reader = [](const std::string& capability) { return lower_case(capability) == "mode-reader"; };
-    if (std::ranges::any_of(capabilities, is_mode_reader))
+    if (std::ranges::any_of(dialogue.capabilities, is_mode_reader))
     {
         dialogue.ask("MODE READER", "MODE READER\r\n");
         co_await expect_nntp_greeting(dialogue);
-        capabilities = co_await ask_nntp_capabilities(dialogue);
+        dialogue.capabilities = co_await ask_nntp_capabilities(dialogue);
     }
-    if (!dialogue.wants_tls(std::ranges::any_of(capabilities, starttls::is_nntp_request)))
-        co_return capabilities;
+    if (!dialogue.wants_tls(std::ranges::any_of(dialogue.capabilities, starttls::is_nntp_request)))
+        co_return;
     dialogue.ask("STARTTLS", "STARTTLS\r\n");
     const std::string go_ahead = co_await read_nntp(dialogue);
     if (go_ahead != "382")
         dialogue.fail(errc::request_refused);
     co_await dialogue.start_tls();
-    capabilities = co_await ask_nntp_capabilities(dialogue);
-    co_return capabilities;
+    dialogue.capabilities = co_await ask_nntp_capabilities(dialogue);
 }
 
 } // namespace detail

@@ -78,17 +78,16 @@ inline asio::awaitable<std::vector<std::string>> ask_pop3_capabilities(starttls_
     co_return capabilities;
 }
 
-inline asio::awaitable<std::vector<std::string>> talk_pop3(starttls_dialogue& dialogue)
+inline asio::awaitable<void> talk_pop3(starttls_dialogue& dialogue)
 {
     co_await expect_pop3(dialogue);
-    std::vector<std::string> capabilities = co_await ask_pop3_capabilities(dialogue);
-    if (!dialogue.wants_tls(std::ranges::any_of(capabilities, starttls::is_pop3_request)))
-        co_return capabilities;
+    dialogue.capabilities = co_await ask_pop3_capabilities(dialogue);
+    if (!dialogue.wants_tls(std::ranges::any_of(dialogue.capabilities, starttls::is_pop3_request)))
+        co_return;
     dialogue.ask("STLS", "STLS\r\n");
     co_await expect_pop3(dialogue);
     co_await dialogue.start_tls();
-    capabilities = co_await ask_pop3_capabilities(dialogue);
-    co_return capabilities;
+    dialogue.capabilities = co_await ask_pop3_capabilities(dialogue);
 }
 
 } // namespace detail

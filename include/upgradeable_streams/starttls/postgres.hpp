@@ -79,11 +79,10 @@ inline asio::awaitable<void> hear_postgres_error(starttls_dialogue& dialogue)
     dialogue.explain(std::string(words.substr(0, words.find('\0'))));
 }
 
-inline asio::awaitable<std::vector<std::string>> talk_postgres(starttls_dialogue& dialogue)
+inline asio::awaitable<void> talk_postgres(starttls_dialogue& dialogue)
 {
-    std::vector<std::string> none;
     if (!dialogue.wants_tls(true))
-        co_return none;
+        co_return;
     dialogue.ask("SSLRequest", postgres_ssl_request);
     const std::string answer = co_await dialogue.read(1); // CVE-2021-23222: no more than that
     if (answer == "E")
@@ -95,7 +94,6 @@ inline asio::awaitable<std::vector<std::string>> talk_postgres(starttls_dialogue
         dialogue.fail(errc::reply_malformed);
     if (dialogue.wants_tls(answer == "S"))
         co_await dialogue.start_tls();
-    co_return none;
 }
 
 } // namespace detail

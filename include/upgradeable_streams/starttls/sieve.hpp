@@ -114,16 +114,15 @@ inline asio::awaitable<std::vector<std::string>> expect_sieve(starttls_dialogue&
     }
 }
 
-inline asio::awaitable<std::vector<std::string>> talk_sieve(starttls_dialogue& dialogue)
+inline asio::awaitable<void> talk_sieve(starttls_dialogue& dialogue)
 {
-    std::vector<std::string> capabilities = co_await expect_sieve(dialogue);
-    if (!dialogue.wants_tls(std::ranges::any_of(capabilities, starttls::is_sieve_request)))
-        co_return capabilities;
+    dialogue.capabilities = co_await expect_sieve(dialogue);
+    if (!dialogue.wants_tls(std::ranges::any_of(dialogue.capabilities, starttls::is_sieve_request)))
+        co_return;
     dialogue.ask("STARTTLS", "STARTTLS\r\n");
     co_await expect_sieve(dialogue);
     co_await dialogue.start_tls();
-    capabilities = co_await expect_sieve(dialogue);
-    co_return capabilities;
+    dialogue.capabilities = co_await expect_sieve(dialogue);
 }
 
 } // namespace detail

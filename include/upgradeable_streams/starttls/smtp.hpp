@@ -90,16 +90,16 @@ inline asio::awaitable<smtp_reply> expect_smtp(starttls_dialogue& dialogue, std:
     co_return reply;
 }
 
-/// What the server has told in its answer to EHLO or LHLO that it is capable of.
-inline std::vector<std::string> capabilities_in(starttls_dialogue& dialogue, smtp_reply answer)
+/// Takes the answer to EHLO or LHLO, in which the server says what it is capable of.
+inline void take_capabilities(starttls_dialogue& dialogue, smtp_reply answer)
 {
     if (answer.code != "250")
         dialogue.fail(errc::request_refused);
     answer.lines.erase(answer.lines.begin());
-    return std::move(answer.lines);
+    dialogue.capabilities = std::move(answer.lines);
 }
 
-inline asio::awaitable<std::vector<std::string>> talk_smtp(starttls_dialogue& dialogue, std::string hello)
+inline asio::awaitable<void> talk_smtp(starttls_dialogue& dialogue, std::string hello)
 {
     co_await expect_smtp(dialogue, "220");
     const std::string command = hello.substr(0, 4);
@@ -111,17 +111,17 @@ inline asio::awaitable<std::vector<std::string>> talk_smtp(starttls_dialogue& di
         dialogue.wants_tls(false);
         dialogue.ask("HELO", "HELO" + hello.substr(4));
         co_await expect_smtp(dialogue, "250");
-        co_return std::vector<std::string>();
+        co_return;
     }
-    std::vector<std::string> capabilities = capabilities_in(dialogue, std::move(answer));
-    if (!dialogue.wants_tls(std::ranges::any_of(capabilities, starttls::is_smtp_request)))
-        co_return capabilities;
+    take_capabilities(dialogue, std::move(answer));
+    if (!dialogue.wants_tls(std::ranges::any_of(dialogue.capabilities, starttls::is_smtp_request)))
+        co_return;
     dialogue.ask("STARTTLS", "STARTTLS\r\n");
     co_await expect_smtp(dialogue, "220");
     co_await dialogue.start_tls();
     dialogue.ask(command, hello);
     answer = co_await read_smtp(dialogue);
-    co_return capabilities_in(dialogue, std::move(answer));
+    take_capabilities(dialogue, std::move(answer));
 }
 
 /// What a client calls itself that has no other name.

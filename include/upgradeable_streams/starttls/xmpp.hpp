@@ -146,18 +146,17 @@ inline asio::awaitable<std::vector<std::string>> open_xmpp_stream(starttls_dialo
     co_return features.children;
 }
 
-inline asio::awaitable<std::vector<std::string>> talk_xmpp(starttls_dialogue& dialogue, std::string header)
+inline asio::awaitable<void> talk_xmpp(starttls_dialogue& dialogue, std::string header)
 {
-    std::vector<std::string> features = co_await open_xmpp_stream(dialogue, header);
-    if (!dialogue.wants_tls(std::ranges::any_of(features, starttls::is_xmpp_request)))
-        co_return features;
+    dialogue.capabilities = co_await open_xmpp_stream(dialogue, header);
+    if (!dialogue.wants_tls(std::ranges::any_of(dialogue.capabilities, starttls::is_xmpp_request)))
+        co_return;
     dialogue.ask("<starttls/>", "<starttls xmlns='" + std::string(xmpp_tls) + "'/>");
     const xmpp_element answer = co_await read_xmpp_element(dialogue);
     if (!answer.is("proceed", xmpp_tls))
         dialogue.fail(answer.is("failure", xmpp_tls) ? errc::request_refused : errc::reply_malformed);
     co_await dialogue.start_tls();
-    features = co_await open_xmpp_stream(dialogue, header);
-    co_return features;
+    dialogue.capabilities = co_await open_xmpp_stream(dialogue, header);
 }
 
 inline std::string make_xmpp_attribute(const char* name, std::string_view domain, const char* option)
