@@ -904,6 +904,71 @@ TEST_CASE("start_server: close_clients closes each connection after what is queu
         });
 }
 
+TEST_CASE("server: a farewell goes to each client that a handler has, over TLS where there is TLS, and to no other")
+{
+    const bool shuts_down = GENERATE(false, true);
+    test::run(
+        [=]() -> asio::awaitable<void>
+        {
+            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                for (std::string line; !(line = co_await reader.readline()).empty();)
+                    if (line == "STARTTLS\n")
+                        std::tie(reader, writer) = co_await writer.start_tls();
+                    else
+                        writer.write(line);
+            };
+            const test::error_log errors;
+            us::server server = co_await us::start_server(
+                handle, "127.0.0.1", 0,
+                {.ssl = &test::server_context(), .upgradeable = true, .detect_tls = true, .error_handler = errors});
+            const us::connection_options how = {
+                .ssl = &test::client_context(), .upgradeable = true, .server_hostname = "localhost"};
+            const std::uint16_t port = server.sockets()[0].port;
+            const auto greet = [](us::stream_pair& pair) -> asio::awaitable<void>
+            {
+                pair.second.write("hello\n");
+                const std::string line = co_await pair.first.readline();
+                CHECK(line == "hello\n");
+            };
+            auto plain = co_await us::open_connection("127.0.0.1", port, how);
+            co_await greet(plain);
+            auto upgraded = co_await us::open_connection("127.0.0.1", port, how);
+            upgraded.second.write("STARTTLS\n");
+            upgraded = co_await upgraded.second.start_tls();
+            co_await greet(upgraded);
+            auto shaking = test::raw_peer::connect(test::endpoint_of(server));
+            shaking.send_all("one\nSTARTTLS\n");
+            const std::string one = co_await test::joined(test::run_in_thread([&] { return shaking.recv_line(); }));
+            CHECK(one == "one\n"); // the handler goes on to the handshake, which does not begin
+            auto undecided = test::raw_peer::connect(test::endpoint_of(server)); // TLS, or not
+            co_await test::eventually([&] { return server.connection_count() == 4; });
+
+            const auto executor = co_await asio::this_coro::executor;
+            std::optional<test::task<void>> ending;
+            if (shuts_down)
+                ending.emplace(test::spawn(executor, [&] { return server.shutdown(20s, "421 bye\r\n"); }));
+            else
+                server.close_clients("421 bye\r\n");
+            const std::string over_plain_text = co_await plain.first.read();
+            CHECK(over_plain_text == "421 bye\r\n");
+            const std::string over_tls = co_await upgraded.first.read();
+            CHECK(over_tls == "421 bye\r\n");
+            for (test::raw_peer* peer : {&shaking, &undecided})
+            {
+                const std::string rest = co_await test::joined(test::run_in_thread([&] { return peer->recv_all(); }));
+                CHECK(rest.empty());
+            }
+            plain.second.close();
+            upgraded.second.close();
+            server.close();
+            co_await server.wait_closed();
+            if (ending)
+                co_await ending->join();
+            CHECK(errors.size() == 0);
+        });
+}
+
 TEST_CASE("start_server: abort_clients closes each connection at once")
 {
     test::run(
@@ -1410,7 +1475,7 @@ TEST_CASE("start_server: a connection that is accepted while the server ends its
 {
     const auto registry = std::make_shared<us::detail::client_registry>(2, [] {});
     const us::detail::client_registry::entry entry(registry);
-    registry->for_each(&us::detail::connection::abort);
+    registry->abort_all();
     CHECK_THROWS_AS(entry.set(nullptr), std::system_error);
 }
 

@@ -147,26 +147,27 @@ public:
     /// server's own executor, and not in a handler of a connection, that is done on return; soon otherwise.
     void close() { handle_->listener->close(); }
 
-    /// Closes each connection as stream_writer::close does.
-    void close_clients() { handle_->listener->clients().for_each(&detail::connection::close); }
+    /// Closes each connection as stream_writer::close does. A `farewell`, as "421 closing\r\n", is sent before to each
+    /// that a handler has, behind what that has written, unless TLS begins or ends there just then.
+    void close_clients(std::string_view farewell = {}) { handle_->listener->clients().close_all(farewell); }
 
     /// Closes each connection at once; what was queued is lost.
-    void abort_clients() { handle_->listener->clients().for_each(&detail::connection::abort); }
+    void abort_clients() { handle_->listener->clients().abort_all(); }
 
     /// Waits until the server is closed and so is every connection; for ever in a handler of a connection, which waits
     /// for itself. Cancellation: changes nothing.
     asio::awaitable<void> wait_closed() { return wait_closed(handle_); }
 
-    /// Ends the server in good order and in time: `close`, `close_clients`, and when `grace` has passed `abort_clients`
-    /// for those that are still open. Waits as wait_closed, for handlers too: one that awaits something else than its
-    /// connection is not hurried, and needs a deadline of its own; one that ends the server spawns this as a coroutine
-    /// of its own.
+    /// Ends the server in good order and in time: `close`, `close_clients(farewell)`, and when `grace` has passed
+    /// `abort_clients` for those that are still open. Waits as wait_closed, for handlers too: one that awaits something
+    /// else than its connection is not hurried, and needs a deadline of its own; one that ends the server spawns this
+    /// as a coroutine of its own.
     ///
     /// Errors: std::invalid_argument for a `grace` that is not greater than zero. Cancellation: nothing is aborted.
-    asio::awaitable<void> shutdown(std::chrono::steady_clock::duration grace)
+    asio::awaitable<void> shutdown(std::chrono::steady_clock::duration grace, std::string_view farewell = {})
     {
         detail::require_positive(grace, "grace");
-        return shutdown(handle_, grace);
+        return shutdown(handle_, grace, std::string(farewell));
     }
 
     /// Whether it listens.
@@ -213,7 +214,8 @@ private:
 
     static asio::awaitable<void> serve_forever(detail::checked_ptr<handle> h);
     static asio::awaitable<void> wait_closed(detail::checked_ptr<handle> h);
-    static asio::awaitable<void> shutdown(detail::checked_ptr<handle> h, std::chrono::steady_clock::duration grace);
+    static asio::awaitable<void> shutdown(detail::checked_ptr<handle> h, std::chrono::steady_clock::duration grace,
+                                          std::string farewell);
 
     detail::checked_ptr<handle> handle_;
 };
@@ -358,14 +360,13 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> server::wait_closed(detail::check
     co_await h->listener->wait(true);
 }
 
-UPGRADEABLE_STREAMS_DECL asio::awaitable<void> server::shutdown(detail::checked_ptr<handle> h,
-                                                                std::chrono::steady_clock::duration grace)
+UPGRADEABLE_STREAMS_DECL asio::awaitable<void>
+server::shutdown(detail::checked_ptr<handle> h, std::chrono::steady_clock::duration grace, std::string farewell)
 {
     h->listener->close();
-    h->listener->clients().for_each(&detail::connection::close);
+    h->listener->clients().close_all(farewell);
     const auto executor = co_await asio::this_coro::executor;
-    const detail::deadline within(executor, grace, [listener = h->listener]
-                                  { listener->clients().for_each(&detail::connection::abort); });
+    const detail::deadline within(executor, grace, [listener = h->listener] { listener->clients().abort_all(); });
     co_await h->listener->wait(true);
 }
 

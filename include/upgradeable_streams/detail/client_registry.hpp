@@ -13,6 +13,8 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -25,6 +27,7 @@ class client_registry
     struct client
     {
         std::weak_ptr<connection> open;
+        bool is_served = false;        ///< By a handler.
         bool closed_by_server = false; ///< What its handler then throws is no error.
     };
 
@@ -60,6 +63,13 @@ public:
             const std::lock_guard lock(registry_->mutex_);
             throw_if(self_->closed_by_server, errc::connection_closed);
             self_->open = c;
+        }
+
+        /// Tells that its handler has it from here on.
+        void serve() const
+        {
+            const std::lock_guard lock(registry_->mutex_);
+            self_->is_served = true;
         }
 
         bool closed_by_server() const
@@ -110,14 +120,18 @@ public:
         return closed_;
     }
 
-    /// Has the server close each connection, where that is used.
-    void for_each(void (connection::*how)())
+    // What the server does to each connection, where that is used:
+
+    void abort_all()
     {
-        for (auto& c : open_connections())
-        {
-            const auto executor = c->get_executor();
-            asio::post(executor, [c = std::move(c), how] { ((*c).*how)(); });
-        }
+        for_each([](connection& c, bool) { c.abort(); });
+    }
+
+    /// `farewell` is for those that handlers serve.
+    void close_all(std::string_view farewell)
+    {
+        for_each([text = std::string(farewell)](connection& c, bool is_served)
+                 { c.close(is_served ? std::string_view(text) : std::string_view()); });
     }
 
 private:
@@ -130,17 +144,24 @@ private:
         return answer;
     }
 
-    std::vector<std::shared_ptr<connection>> open_connections()
+    template <typename Function>
+    void for_each(const Function& how)
     {
-        std::vector<std::shared_ptr<connection>> open;
-        const std::lock_guard lock(mutex_);
-        for (client& each : clients_)
+        std::vector<std::pair<std::shared_ptr<connection>, bool>> open;
         {
-            each.closed_by_server = true;
-            if (auto c = each.open.lock())
-                open.push_back(std::move(c));
+            const std::lock_guard lock(mutex_);
+            for (client& each : clients_)
+            {
+                each.closed_by_server = true;
+                if (auto c = each.open.lock())
+                    open.emplace_back(std::move(c), each.is_served);
+            }
         }
-        return open;
+        for (auto& each : open)
+        {
+            const auto executor = each.first->get_executor();
+            asio::post(executor, [to = std::move(each), how] { how(*to.first, to.second); });
+        }
     }
 
     void remove(std::list<client>::iterator which) noexcept

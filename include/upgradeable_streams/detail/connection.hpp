@@ -118,7 +118,9 @@ public:
     }
 
     void write_eof();
-    void close();
+
+    /// Sends `farewell` before, unless TLS begins or ends just then.
+    void close(std::string_view farewell = {});
     void abort();
 
     /// Waits for the end; the result is the reason of a loss.
@@ -308,8 +310,18 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> connection::end()
     co_await wait_closed();
 }
 
-UPGRADEABLE_STREAMS_DECL void connection::close()
+UPGRADEABLE_STREAMS_DECL void connection::close(std::string_view farewell)
 {
+    if (const auto inner = inner_.lock(); inner && !inner->is_closed())
+        return inner->close(farewell);
+    try
+    {
+        if (!closing_ && !changing_ && !write_ended_)
+            write_side::write(farewell);
+    }
+    catch (const std::bad_alloc&) // it is closed without a word
+    {
+    }
     if (!begin_to_close())
         return;
     try

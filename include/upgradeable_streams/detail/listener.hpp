@@ -343,6 +343,7 @@ listener::session(std::shared_ptr<listener> self, std::shared_ptr<connection> c,
             c->set_operation_timeout(given.connection.operation_timeout);
         }
         auto [reader, writer] = make_handles(c, c->epoch());
+        own.serve();
         co_await given.handler(std::move(reader), std::move(writer));
     }
     catch (...)
