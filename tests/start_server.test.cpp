@@ -910,9 +910,10 @@ TEST_CASE("server: a farewell goes to each client that a handler has, over TLS w
     test::run(
         [=]() -> asio::awaitable<void>
         {
-            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            int lines = 0;
+            const auto handle = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
             {
-                for (std::string line; !(line = co_await reader.readline()).empty();)
+                for (std::string line; !(line = co_await reader.readline()).empty(); ++lines)
                     if (line == "STARTTLS\n")
                         std::tie(reader, writer) = co_await writer.start_tls();
                     else
@@ -944,6 +945,10 @@ TEST_CASE("server: a farewell goes to each client that a handler has, over TLS w
             auto undecided = test::raw_peer::connect(test::endpoint_of(server)); // TLS, or not
             co_await test::eventually([&] { return server.connection_count() == 4; });
 
+            const int before = lines;
+            plain.second.write("last\n");
+            upgraded.second.write("last\n");
+            co_await test::eventually([&] { return lines == before + 2; });
             const auto executor = co_await asio::this_coro::executor;
             std::optional<test::task<void>> ending;
             if (shuts_down)
@@ -951,9 +956,9 @@ TEST_CASE("server: a farewell goes to each client that a handler has, over TLS w
             else
                 server.close_clients("421 bye\r\n");
             const std::string over_plain_text = co_await plain.first.read();
-            CHECK(over_plain_text == "421 bye\r\n");
+            CHECK(over_plain_text == "last\n421 bye\r\n");
             const std::string over_tls = co_await upgraded.first.read();
-            CHECK(over_tls == "421 bye\r\n");
+            CHECK(over_tls == "last\n421 bye\r\n");
             for (test::raw_peer* peer : {&shaking, &undecided})
             {
                 const std::string rest = co_await test::joined(test::run_in_thread([&] { return peer->recv_all(); }));

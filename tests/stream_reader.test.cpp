@@ -280,7 +280,8 @@ TEST_CASE("poll: tells without waiting what a peer has sent, its end and its fai
             CHECK(line == "line\n");
             CHECK_FALSE(link.reader.poll());
             link.writer.write("and on\n");
-            CHECK_FALSE(link.reader.poll());
+            for (int i = 0; i < 25'000; ++i) // more than a turn's share, if each cost of it
+                REQUIRE_FALSE(link.reader.poll());
             CHECK_FALSE(link.reader.at_eof());
             auto ending = test::run_in_thread([&] { tls ? link.peer.tls_shutdown() : link.peer.send_fin(); });
             co_await test::eventually([&] { return link.reader.poll(); });
@@ -317,6 +318,23 @@ TEST_CASE("poll: tells without waiting what a peer has sent, its end and its fai
             co_await test::eventually(fails);
             CHECK(error == (tls ? std::error_code(asio::ssl::error::stream_truncated)
                                 : std::error_code(asio::error::connection_reset)));
+        });
+}
+
+TEST_CASE("poll: over a stream that is no socket it is refused, unless bytes have come already")
+{
+    const bool tls = GENERATE(false, true);
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await test::link_with_raw_peer(test::options_of(tls));
+            CHECK_THROWS_MATCHES(link.reader.poll(), std::system_error,
+                                 test::message_contains("only a socket tells without waiting"));
+            link.send("line\nrest");
+            co_await link.reader.readline();
+            CHECK(link.reader.poll());
+            const std::string rest = co_await link.reader.readexactly(4);
+            CHECK(rest == "rest");
         });
 }
 

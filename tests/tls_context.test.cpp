@@ -1684,7 +1684,7 @@ TEST_CASE("key_log_file: one that cannot be opened is named, with the reason; wi
     CHECK(SSL_CTX_get_keylog_callback(server.native_handle()) == nullptr);
 }
 
-TEST_CASE("create_client_context: authorities or pins that are given and empty are refused, lest any server be trusted")
+TEST_CASE("contexts: authorities or pins that are given and empty are refused, lest anybody be trusted")
 {
     const std::string no_text;
     const std::vector<std::string> no_pins;
@@ -1693,6 +1693,10 @@ TEST_CASE("create_client_context: authorities or pins that are given and empty a
     CHECK_THROWS_MATCHES(us::create_client_context({.verify_peer = false, .public_key_pins = no_pins}),
                          std::invalid_argument, test::message_contains("public_key_pins hold no pin"));
     CHECK_NOTHROW(us::create_client_context({.ca_data = {}, .public_key_pins = {}}));
+    auto options = localhost();
+    options.client_ca_data = no_text;
+    CHECK_THROWS_MATCHES(us::create_server_context(options), std::invalid_argument,
+                         test::message_contains("client CA data is empty"));
 }
 
 TEST_CASE("contexts: options that make no sense are std::invalid_argument")

@@ -148,7 +148,7 @@ public:
     void close() { handle_->listener->close(); }
 
     /// Closes each connection as stream_writer::close does. A `farewell`, as "421 closing\r\n", is sent before to each
-    /// that a handler has, behind what that has written, unless TLS begins or ends there just then.
+    /// that a handler has, behind what that has written, unless start_tls or stop_tls runs there.
     void close_clients(std::string_view farewell = {}) { handle_->listener->clients().close_all(farewell); }
 
     /// Closes each connection at once; what was queued is lost.

@@ -121,8 +121,8 @@ public:
     /// Looks, without waiting, whether a read would get anything at once: bytes, or the end of the stream. In a pool a
     /// connection that is idle has neither; one that has is not to be used any more.
     ///
-    /// Errors: those of a read, as of a connection that was reset. Of a stream that is no socket, plain text is not
-    /// looked for.
+    /// Errors: those of a read, as of a connection that was reset; std::errc::operation_not_supported over a stream
+    /// that is no socket, as within TLS.
     bool poll()
     {
         detail::connection& c = **handle_;

@@ -89,7 +89,7 @@ struct server_context_options
     /// PEM file; when given, clients are asked for a certificate of these. Nobody is when it is empty, which is an
     /// error where `require_client_certificate` is set to true.
     std::string_view client_ca_file = {};
-    std::string_view client_ca_data = {}; ///< Or what would be in it.
+    std::string_view client_ca_data = {}; ///< Or what would be in it; an empty text is an error.
 
     /// With either: refuse clients without a certificate; true unless given.
     std::optional<bool> require_client_certificate = {};
@@ -132,8 +132,10 @@ asio::ssl::context create_client_context(const client_context_options& options =
 /// A context for servers.
 ///
 /// As create_client_context, with the server's order of preference, and one session ticket for each connection, which
-/// is good while the client's certificate is, and encrypted with a key of this process that changes daily. A client
-/// that offers ALPN protocols of which none is in `alpn_protocols` is refused (RFC 7301 section 3.2).
+/// is good while the client's certificate is, and encrypted with a key of this process that changes daily (what
+/// SSL_CTX_set_tlsext_ticket_keys sets is not used; SSL_CTX_set_tlsext_ticket_key_evp_cb is, for keys that several
+/// machines share). A client that offers ALPN protocols of which none is in `alpn_protocols` is refused (RFC 7301
+/// section 3.2).
 ///
 /// Errors: as create_client_context, also when the private key does not fit the certificate or can be read by others.
 asio::ssl::context create_server_context(const server_context_options& options);
@@ -242,6 +244,7 @@ UPGRADEABLE_STREAMS_DECL asio::ssl::context create_server_context(const server_c
 
     const detail::pem_source client_authorities("client CA", options.client_ca_file, options.client_ca_data);
     const detail::pem_source revoked("client CRL", options.client_crl_file, options.client_crl_data);
+    client_authorities.refuse_empty_data();
     revoked.refuse_empty_data();
     if (!client_authorities.empty())
     {

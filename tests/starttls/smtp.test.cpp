@@ -61,7 +61,7 @@ TEST_CASE("smtp: STARTTLS is found as a whole word, in any case and on any line,
 
 TEST_CASE("smtp: a server that does not know EHLO does not offer TLS, and is told HELO where that is allowed")
 {
-    for (const std::string answer : {"500 what?\r\n", "501\r\n", "502-what\r\n502 is it?\r\n", "504 no\r\n"})
+    for (const std::string answer : {"500 what?\r\n", "502-what\r\n502 is it?\r\n", "504 no\r\n"})
     {
         CAPTURE(answer);
         std::vector<test::step> steps = {say("220\r\n"), hear("EHLO [127.0.0.1]\r\n"), say(answer)};
@@ -86,7 +86,7 @@ TEST_CASE("smtp: a server that does not know EHLO does not offer TLS, and is tol
         CHECK(again.error == errc::request_refused);
         CHECK(again.reply == "550 go away\r\n");
     }
-    for (const std::string answer : {"550 no\r\n", "554 no\r\n", "421 bye\r\n"})
+    for (const std::string answer : {"501 not a name\r\n", "550 no\r\n", "554 no\r\n", "421 bye\r\n"})
     {
         const test::outcome result = test::negotiate(
             us::starttls::smtp, {say("220\r\n"), hear("EHLO [127.0.0.1]\r\n"), say(answer), {test::step::kind::finish}},

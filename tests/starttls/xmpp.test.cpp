@@ -6,6 +6,7 @@
 #include "support/stream_links.hpp"
 
 #include <upgradeable_streams/starttls/xmpp.hpp>
+#include <upgradeable_streams/tls_context.hpp>
 
 #include <asio/awaitable.hpp>
 
@@ -203,6 +204,23 @@ TEST_CASE("xmpp: where the connection began with TLS, its certificate must have 
             CHECK_NOTHROW(ask_for("bank.example", "localhost"));
             CHECK_NOTHROW(ask_for("Im.Example"));
             CHECK_NOTHROW(ask_for("localhost."));
+        });
+}
+
+TEST_CASE("xmpp: where the server is known by its key alone, its name is nothing that was verified")
+{
+    test::run(
+        []() -> asio::awaitable<void>
+        {
+            us::connection_options how;
+            how.ssl = &test::client_context();
+            test::raw_link known = co_await test::link_with_raw_peer(how);
+            const std::string pin = known.writer.get_extra_info<"peercert">()->public_key_pin();
+            auto context = us::create_client_context({.verify_peer = false, .public_key_pins = pin});
+            how.ssl = &context;
+            test::raw_link link = co_await test::link_with_raw_peer(how);
+            CHECK_NOTHROW(us::starttls::xmpp(link.reader, link.writer,
+                                             {.policy = us::starttls_policy::never, .domain = "bank.example"}));
         });
 }
 

@@ -35,7 +35,7 @@ template <typename Signature, typename Executor, typename Operation, typename To
 auto initiate(const Executor& executor, Operation operation, Token&& token)
 {
     return asio::async_initiate<Token, Signature>(
-        initiation(executor, [executor](auto handler, Operation&& o)
+        initiation(executor, [executor](auto handler, Operation o)
                    { asio::async_compose<decltype(handler), Signature>(std::move(o), handler, executor); }),
         token, std::move(operation));
 }

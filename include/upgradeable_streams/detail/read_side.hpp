@@ -67,11 +67,16 @@ public:
     /// As receive_now, into memory of the caller's; the buffer must be empty.
     std::size_t read_now(asio::mutable_buffer memory);
 
-    /// As receive_now, also when a wait is what would come next.
+    /// As receive_now, also when a wait is what would come next, and whatever the connection has spent of its turn.
     bool poll()
     {
+        if (!received().empty() || eof_)
+            return true;
         look_again();
-        return !received().empty() || eof_ || receive_now();
+        const std::size_t spent = std::exchange(spent_, 0);
+        const bool has_come = receive_now();
+        spent_ = spent;
+        return has_come;
     }
 
     /// Waits until there may be something to receive or others had their turn; receive_now has to have found nothing.

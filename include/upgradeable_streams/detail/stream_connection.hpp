@@ -28,6 +28,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <utility>
 
 namespace upgradeable_streams::detail
@@ -80,6 +81,9 @@ private:
 
     void look_again() override
     {
+        if constexpr (!is_socket<Socket>)
+            throw std::system_error(std::make_error_code(std::errc::operation_not_supported),
+                                    "poll: only a socket tells without waiting what has come");
         is_dry_ = false;
         if (auto* const tls = stream_.state_->tls())
             tls->core().look_again();

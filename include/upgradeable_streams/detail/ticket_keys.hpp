@@ -31,7 +31,8 @@ class ticket_keys
 public:
     using clock = std::chrono::steady_clock;
 
-    /// How long a key is used for new tickets; after that, as long again, for those that it is in.
+    /// How long a key is used for new tickets; after that, as long again, for those that it is in. Handshakes see to
+    /// it.
     static constexpr std::chrono::hours lifetime{24};
 
     ticket_keys() = default;
@@ -64,6 +65,8 @@ private:
         std::array<unsigned char, 16> name;
         std::array<unsigned char, 32> cipher;
         std::array<unsigned char, 32> mac;
+
+        ~key() { OPENSSL_cleanse(this, sizeof *this); }
     };
 
     bool renew(clock::time_point now);
@@ -93,7 +96,6 @@ UPGRADEABLE_STREAMS_DECL bool ticket_keys::renew(clock::time_point now)
         return false;
     keys_[1] = is_younger(keys_[0], 2 * lifetime) ? keys_[0] : std::nullopt;
     keys_[0] = made;
-    OPENSSL_cleanse(&made, sizeof made);
     return true;
 }
 

@@ -74,7 +74,8 @@ struct tls_settings
     {
         const auto is_it = [&](const std::string& other)
         { return server_identity::parse(other).is_same(server_identity::parse(name)); };
-        return role != tls_role::client || !(SSL_get_verify_mode(ssl) & SSL_VERIFY_PEER) || is_for(name) ||
+        const bool verifies_name = (SSL_get_verify_mode(ssl) & SSL_VERIFY_PEER) && !is_known_by_key(context.get());
+        return role != tls_role::client || !verifies_name || is_for(name) ||
                std::ranges::any_of(other_hostnames, is_it);
     }
 
@@ -82,6 +83,7 @@ struct tls_settings
     void turn_to(std::string_view server)
     {
         server_hostname = server;
+        session.reset();
         tlsa_records.clear();
         other_hostnames.clear();
     }

@@ -106,6 +106,8 @@ protected:
     std::size_t low_ = 16 * 1024;
     bool paused_ = false; ///< Above the high mark, and not yet at the low one again.
 
+    std::size_t spent_ = 0; ///< Of the connection's turn.
+
 private:
     /// From this size on a write goes to the stream at once, and only what that does not take is copied.
     static constexpr std::size_t large_write = 64 * 1024;
@@ -121,7 +123,6 @@ private:
     bool is_blocked_ = false; ///< The stream takes no more until `written` is called.
     bool send_scheduled_ = false;
     bool in_turn_ = false; ///< At whose end what is queued is sent.
-    std::size_t spent_ = 0;
 };
 
 /// A stretch of work from the event loop back to it; what it has queued is sent at its end.

@@ -27,7 +27,7 @@ namespace starttls
 {
 
 /// Upgrades, before the client registers; what the server says meanwhile is skipped, but for PING, which is answered
-/// when the server has said whether TLS begins: before, the answer could reach it where TLS has to begin.
+/// once plain text is to go on: before, the answer could reach the server where TLS has to begin.
 ///
 /// IRC offers nothing beforehand: a server that answers 421, 451 or 691 is one that `attempt` uses in plain text. Where
 /// TLS is required, 421 and 451 (the command is not known) are errc::tls_not_offered, and 691 (STARTTLS failed) is
@@ -85,7 +85,8 @@ inline asio::awaitable<void> talk_irc(starttls_dialogue& dialogue)
         else if (command == "ping")
             pong += "PONG " + std::string(parameters) + "\r\n";
     }
-    dialogue.writer().write(pong);
+    if (!dialogue.writer().is_tls())
+        dialogue.writer().write(pong);
 }
 
 } // namespace detail

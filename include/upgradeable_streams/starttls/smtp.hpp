@@ -32,7 +32,7 @@ namespace upgradeable_streams
 namespace starttls
 {
 
-/// Reads the greeting and says EHLO, upgrades, and says EHLO again. A server that does not know EHLO, and says 500 to
+/// Reads the greeting and says EHLO, upgrades, and says EHLO again. A server that does not know EHLO, and says 500,
 /// 502 or 504, does not offer TLS, and is told HELO (RFC 5321 section 3.2). That a greeting may take five minutes
 /// (section 4.5.3.2) is for `timeout` to say.
 ///
@@ -105,7 +105,7 @@ inline asio::awaitable<void> talk_smtp(starttls_dialogue& dialogue, std::string 
     const std::string command = hello.substr(0, 4);
     dialogue.ask(command, hello);
     smtp_reply answer = co_await read_smtp(dialogue);
-    const bool is_unknown = std::ranges::count(std::array{"500", "501", "502", "504"}, answer.code) > 0;
+    const bool is_unknown = std::ranges::count(std::array{"500", "502", "504"}, answer.code) > 0;
     if (is_unknown && command == "EHLO")
     {
         dialogue.wants_tls(false);
