@@ -269,8 +269,7 @@ TEST_CASE("poll: tells without waiting what a peer has sent, its end and its fai
     test::run(
         [=]() -> awaitable<void>
         {
-            us::connection_options how;
-            how.ssl = tls ? &test::client_context() : nullptr;
+            const us::connection_options how = test::options_of(tls);
             raw_link link = co_await test::link_over_socket(how);
             CHECK_FALSE(link.reader.poll());
             link.send("line\n");

@@ -1393,9 +1393,7 @@ TEST_CASE("write_eof: start_tls after it is std::errc::broken_pipe, and reading 
     test::run(
         []() -> awaitable<void>
         {
-            us::connection_options options = test::options_of(true);
-            options.upgradeable = true;
-            raw_link link = co_await test::link_over_socket(options);
+            raw_link link = co_await test::link_over_socket(test::upgradeable_options());
             link.writer.write_eof();
             const std::error_code refused = co_await test::error_of(link.writer.start_tls());
             CHECK(refused == std::errc::broken_pipe);

@@ -26,7 +26,7 @@ enum class errc
     not_upgradeable = 1,   ///< start_tls, but no TLS context was given.
     already_tls,           ///< start_tls on a connection that is encrypted already.
     upgrade_in_progress,   ///< An operation other than close and abort while start_tls or stop_tls runs.
-    connection_upgraded,   ///< An operation other than those through a handle from before start_tls or stop_tls.
+    connection_upgraded,   ///< Such an operation through a handle from before start_tls or stop_tls.
     plaintext_injection,   ///< The peer sent plain text where TLS had to begin.
     operation_in_progress, ///< A second operation of a kind of which only one may be pending.
     connection_closed,     ///< An operation after close, after a loss, or with what is empty.

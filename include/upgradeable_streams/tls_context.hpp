@@ -147,9 +147,8 @@ namespace detail
 
 inline void set_safe_defaults(SSL_CTX* context)
 {
-    const openssl_ptr<SSL_CTX> of_system(SSL_CTX_new(TLS_method())); // asio::ssl::context lowers it to TLS 1.0
-    const long least = of_system ? SSL_CTX_get_min_proto_version(of_system.get()) : 0;
-    SSL_CTX_set_min_proto_version(context, std::max<long>(least, TLS1_2_VERSION));
+    if (SSL_CTX_get_min_proto_version(context) < TLS1_2_VERSION)
+        SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION);
     SSL_CTX_set_options(context, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_CIPHER_SERVER_PREFERENCE);
     SSL_CTX_set_max_early_data(context, 0);
     SSL_CTX_set_security_level(context, std::max(SSL_CTX_get_security_level(context), 2)); // as from OpenSSL 3.2 on
@@ -167,6 +166,16 @@ inline void set_safe_defaults(SSL_CTX* context)
             return ERR_clear_error();
     }
     throw_openssl_error("groups");
+}
+
+/// asio::ssl::context itself would lower what OpenSSL's configuration demands to TLS 1.0.
+inline asio::ssl::context make_context(const SSL_METHOD* method)
+{
+    openssl_ptr<SSL_CTX> made(SSL_CTX_new(method));
+    if (!made)
+        throw_openssl_error("TLS context");
+    set_safe_defaults(made.get());
+    return asio::ssl::context(made.release());
 }
 
 /// Returns: false when none was given.
@@ -189,9 +198,8 @@ inline bool load_key_pair(asio::ssl::context& context, const key_pair_options& o
 
 UPGRADEABLE_STREAMS_DECL asio::ssl::context create_client_context(const client_context_options& options)
 {
-    asio::ssl::context context(asio::ssl::context::tls_client);
+    asio::ssl::context context = detail::make_context(TLS_client_method());
     SSL_CTX* const handle = context.native_handle();
-    detail::set_safe_defaults(handle);
     detail::allow_dane(handle);
     detail::load_key_pair(context, options.identity);
 
@@ -228,9 +236,8 @@ UPGRADEABLE_STREAMS_DECL asio::ssl::context create_client_context(const client_c
 
 UPGRADEABLE_STREAMS_DECL asio::ssl::context create_server_context(const server_context_options& options)
 {
-    asio::ssl::context context(asio::ssl::context::tls_server);
+    asio::ssl::context context = detail::make_context(TLS_server_method());
     SSL_CTX* const handle = context.native_handle();
-    detail::set_safe_defaults(handle);
     if (!detail::load_key_pair(context, options.identity))
         throw std::invalid_argument("a server needs identity: its certificate chain and private key");
 

@@ -240,9 +240,7 @@ TEST_CASE("starttls clients: a client that is cancelled closes the connection")
     test::run(
         [&]() -> asio::awaitable<void>
         {
-            us::connection_options how;
-            how.ssl = &test::client_context();
-            how.upgradeable = true;
+            const us::connection_options how = test::upgradeable_options();
             test::raw_link link = co_await test::link_with_raw_peer(how);
             const auto executor = co_await asio::this_coro::executor;
             const auto client =
@@ -275,9 +273,7 @@ TEST_CASE("starttls clients: a reset, and the time limit of a read, are errors o
     test::run(
         [&]() -> asio::awaitable<void>
         {
-            us::connection_options how;
-            how.ssl = &test::client_context();
-            how.upgradeable = true;
+            us::connection_options how = test::upgradeable_options();
             if (!resets)
                 how.operation_timeout = std::chrono::milliseconds(20);
             test::raw_link link = co_await test::link_with_raw_peer(how);

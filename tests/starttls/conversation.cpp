@@ -122,9 +122,7 @@ outcome negotiate(negotiator client, const std::vector<step>& steps, const us::s
     return run(
         [&]() -> asio::awaitable<outcome>
         {
-            us::connection_options how;
-            how.ssl = &client_context();
-            how.upgradeable = true;
+            const us::connection_options how = test::upgradeable_options();
             raw_link link = co_await link_with_raw_peer(how, chunk);
             outcome of_server;
             auto playing = run_in_thread(

@@ -71,8 +71,7 @@ TEST_CASE("ftp: where the connection began with TLS, data connections are encryp
     test::run(
         []() -> asio::awaitable<void>
         {
-            us::connection_options how;
-            how.ssl = &test::client_context();
+            us::connection_options how = test::options_of(true);
             test::raw_link link = co_await test::link_with_raw_peer(how);
             std::string heard;
             auto playing = test::run_in_thread(

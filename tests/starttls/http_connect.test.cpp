@@ -95,9 +95,7 @@ TEST_CASE(
     test::run(
         [&]() -> asio::awaitable<void>
         {
-            us::connection_options how;
-            how.ssl = &test::client_context();
-            how.upgradeable = true;
+            const us::connection_options how = test::upgradeable_options();
             test::raw_link link = co_await test::link_with_raw_peer(how);
             auto playing = test::run_in_thread(
                 [&]
@@ -160,9 +158,7 @@ TEST_CASE("http_connect: hosts, ports, users and passwords that would make anoth
     test::run(
         []() -> asio::awaitable<void>
         {
-            us::connection_options how;
-            how.ssl = &test::client_context();
-            how.upgradeable = true;
+            const us::connection_options how = test::upgradeable_options();
             test::raw_link link = co_await test::link_with_raw_peer(how);
             const auto refuse = [&](std::string_view host, us::port_number port = 443, std::string_view user = {},
                                     std::string_view password = {})
@@ -191,8 +187,7 @@ TEST_CASE("http_connect: through a proxy that is in TLS itself, TLS with the tar
     test::run(
         []() -> asio::awaitable<void>
         {
-            us::connection_options how;
-            how.ssl = &test::client_context();
+            us::connection_options how = test::options_of(true);
             test::stream_link link = co_await test::link_of_streams(how);
             const auto executor = co_await asio::this_coro::executor;
             auto other = test::spawn(executor,

@@ -86,9 +86,7 @@ TEST_CASE("mysql: a login begins as the SSLRequest did, and without CLIENT_SSL i
     test::run(
         []() -> asio::awaitable<void>
         {
-            us::connection_options how;
-            how.ssl = &test::client_context();
-            how.upgradeable = true;
+            const us::connection_options how = test::upgradeable_options();
             test::raw_link link = co_await test::link_with_raw_peer(how);
             const std::string greeting = short_greeting("\xfd\xaf");
             const us::starttls::mysql_client client{

@@ -117,9 +117,7 @@ TEST_CASE("smtp: a server that demands a certificate of the client is told of as
     test::run(
         []() -> asio::awaitable<void>
         {
-            us::connection_options how;
-            how.ssl = &test::client_context();
-            how.upgradeable = true;
+            const us::connection_options how = test::upgradeable_options();
             test::raw_link link = co_await test::link_with_raw_peer(how);
             test::tls_settings settings = test::localhost_server();
             settings.ca_file = test::authority().ca_file();
@@ -183,8 +181,7 @@ TEST_CASE("smtp: over a connection that began with TLS, never says the same word
     test::run(
         []() -> asio::awaitable<void>
         {
-            us::connection_options how;
-            how.ssl = &test::client_context();
+            us::connection_options how = test::options_of(true);
             test::raw_link link = co_await test::link_with_raw_peer(how);
             std::string heard;
             auto playing = test::run_in_thread(

@@ -187,8 +187,7 @@ TEST_CASE("xmpp: where the connection began with TLS, its certificate must have 
     test::run(
         []() -> asio::awaitable<void>
         {
-            us::connection_options how;
-            how.ssl = &test::client_context();
+            us::connection_options how = test::options_of(true);
             how.other_hostnames = {"im.example", "chat.example"};
             test::raw_link link = co_await test::link_with_raw_peer(how);
             const auto ask_for = [&](std::string_view domain, std::string_view name = {})
@@ -212,8 +211,7 @@ TEST_CASE("xmpp: where the server is known by its key alone, its name is nothing
     test::run(
         []() -> asio::awaitable<void>
         {
-            us::connection_options how;
-            how.ssl = &test::client_context();
+            us::connection_options how = test::options_of(true);
             test::raw_link known = co_await test::link_with_raw_peer(how);
             const std::string pin = known.writer.get_extra_info<"peercert">()->public_key_pin();
             auto context = us::create_client_context({.verify_peer = false, .public_key_pins = pin});
@@ -249,9 +247,7 @@ TEST_CASE("xmpp: domains that would make other XML are refused at the call, and 
     test::run(
         []() -> asio::awaitable<void>
         {
-            us::connection_options how;
-            how.ssl = &test::client_context();
-            how.upgradeable = true;
+            const us::connection_options how = test::upgradeable_options();
             test::raw_link link = co_await test::link_with_raw_peer(how);
             for (const std::string_view domain :
                  {"", "a b", "a'b", "a\"b", "a<b", "a>b", "a&amp;b", "a\nb", "user@a", "a/b"})

@@ -72,6 +72,14 @@ inline upgradeable_streams::connection_options options_of(bool tls, std::size_t 
     return options;
 }
 
+/// Of a client that may go from plain text to TLS.
+inline upgradeable_streams::connection_options upgradeable_options()
+{
+    upgradeable_streams::connection_options options = options_of(true);
+    options.upgradeable = true;
+    return options;
+}
+
 /// Connects a pair with a raw peer, through what `wrap` makes of the socket; with a context and not `upgradeable`, both
 /// are in TLS then.
 template <typename Wrap>

@@ -182,7 +182,7 @@ private:
     }
 
     asio::awaitable<void> finish_writing();
-    bool begin_to_close();
+    bool begin_to_close(std::string_view farewell = {});
     asio::awaitable<void> finish();
     void check_epoch(unsigned epoch) const;
     bool is_changing(unsigned epoch) const { return changing_ && epoch != inner_epoch; }
@@ -278,14 +278,22 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> connection::finish_writing()
 }
 
 /// Closes at once where nothing is left to do. Returns: whether `finish` is to follow.
-UPGRADEABLE_STREAMS_DECL bool connection::begin_to_close()
+UPGRADEABLE_STREAMS_DECL bool connection::begin_to_close(std::string_view farewell)
 {
     if (closing_)
         return false;
     if (const auto inner = inner_.lock(); inner && !inner->is_closed())
     {
-        inner->close();
+        inner->close(farewell);
         return false;
+    }
+    try
+    {
+        if (!changing_ && !write_ended_)
+            write_side::write(farewell);
+    }
+    catch (const std::bad_alloc&) // it is closed without a word
+    {
     }
     if (!changing_ && !lost_)
         try
@@ -312,17 +320,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> connection::end()
 
 UPGRADEABLE_STREAMS_DECL void connection::close(std::string_view farewell)
 {
-    if (const auto inner = inner_.lock(); inner && !inner->is_closed())
-        return inner->close(farewell);
-    try
-    {
-        if (!closing_ && !changing_ && !write_ended_)
-            write_side::write(farewell);
-    }
-    catch (const std::bad_alloc&) // it is closed without a word
-    {
-    }
-    if (!begin_to_close())
+    if (!begin_to_close(farewell))
         return;
     try
     {

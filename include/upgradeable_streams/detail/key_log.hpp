@@ -31,7 +31,7 @@ public:
         const std::string what = "key log file \"" + path + "\"";
         if (descriptor_ < 0)
             throw std::system_error(errno, std::generic_category(), what);
-        struct stat status;
+        struct stat status = {};
         const bool is_known = ::fstat(descriptor_, &status) == 0;
         const bool is_own = status.st_uid == ::geteuid() && (status.st_mode & (S_IRWXG | S_IRWXO)) == 0;
         if (is_known && (!S_ISREG(status.st_mode) || is_own))

@@ -26,7 +26,7 @@ struct server_identity
     /// Throws std::invalid_argument for a name that OpenSSL would match too liberally or not at all.
     static server_identity parse(std::string_view given);
 
-    bool is_same(const server_identity& other) const { return lower_case(name) == lower_case(other.name); }
+    bool is_same(std::string_view other) const { return lower_case(name) == lower_case(parse(other).name); }
 };
 
 /// Null where it may be one.

@@ -65,15 +65,13 @@ struct tls_settings
     /// Whether the settings were made for the server of this name.
     bool is_for(std::string_view name) const
     {
-        return !server_hostname.empty() &&
-               server_identity::parse(server_hostname).is_same(server_identity::parse(name));
+        return !server_hostname.empty() && server_identity::parse(server_hostname).is_same(name);
     }
 
     /// Whether a connection in TLS is known to be with the server of this name, as far as anything was verified.
     bool was_verified_for(std::string_view name, SSL* ssl) const
     {
-        const auto is_it = [&](const std::string& other)
-        { return server_identity::parse(other).is_same(server_identity::parse(name)); };
+        const auto is_it = [&](const std::string& other) { return server_identity::parse(other).is_same(name); };
         const bool verifies_name = (SSL_get_verify_mode(ssl) & SSL_VERIFY_PEER) && !is_known_by_key(context.get());
         return role != tls_role::client || !verifies_name || is_for(name) ||
                std::ranges::any_of(other_hostnames, is_it);
