@@ -328,7 +328,7 @@ TEST_CASE("poll: over a stream that is no socket it is refused, unless bytes hav
         {
             raw_link link = co_await test::link_with_raw_peer(test::options_of(tls));
             CHECK_THROWS_MATCHES(link.reader.poll(), std::system_error,
-                                 test::message_contains("only a socket tells without waiting"));
+                                 test::message_contains("only a socket, or TLS over one, tells without waiting"));
             link.send("line\nrest");
             co_await link.reader.readline();
             CHECK(link.reader.poll());

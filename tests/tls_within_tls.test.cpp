@@ -339,6 +339,61 @@ TEST_CASE("start_tls<within_tls>: a cancelled read of the inner session loses no
         });
 }
 
+TEST_CASE("start_tls<within_tls>: poll tells without waiting what the peer has sent through all sessions, and its end")
+{
+    const int depth = GENERATE(1, 2);
+    const bool is_innermost_stopped = GENERATE(false, true);
+    CAPTURE(depth, is_innermost_stopped);
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            const auto executor = co_await asio::this_coro::executor;
+            test::stream_link link = co_await test::link_of_streams(encrypted(us::tls_role::client));
+            for (int i = 0; i < depth; ++i)
+                co_await go_deeper(link);
+            if (is_innermost_stopped)
+            {
+                auto other = test::spawn(
+                    executor, [&]() -> awaitable<void>
+                    { std::tie(link.peer_reader, link.peer_writer) = co_await link.peer_writer.stop_tls(); });
+                std::tie(link.reader, link.writer) = co_await link.writer.stop_tls();
+                co_await other.join();
+            }
+            us::stream_reader& reader = link.peer_reader; // the one whose sessions are over a socket
+            REQUIRE(reader.is_tls() == !is_innermost_stopped);
+            for (int i = 0; i < 3; ++i)
+            {
+                CHECK_FALSE(reader.poll());
+                link.writer.write("line\n");
+                co_await test::eventually([&] { return reader.poll(); });
+                CHECK(reader.poll());
+                CHECK_FALSE(reader.at_eof());
+                const std::string line = co_await reader.readline();
+                CHECK(line == "line\n");
+            }
+            link.writer.close();
+            co_await test::eventually([&] { return reader.poll(); });
+            CHECK(reader.at_eof());
+            CHECK_THROWS_MATCHES(link.reader.poll(), std::system_error,
+                                 test::message_contains(std::error_code(us::errc::connection_closed).message()));
+            link.peer_writer.close();
+            co_await link.peer_writer.wait_closed();
+            co_await link.writer.wait_closed();
+        });
+}
+
+TEST_CASE("start_tls<within_tls>: over a stream that is no socket poll is refused")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            test::stream_link link = co_await test::link_of_streams(encrypted(us::tls_role::client));
+            co_await go_deeper(link);
+            CHECK_THROWS_MATCHES(link.reader.poll(), std::system_error,
+                                 test::message_contains("only a socket, or TLS over one, tells without waiting"));
+        });
+}
+
 TEST_CASE("start_tls<within_tls>: close ends a pending read, at whatever step that is")
 {
     const int lines = GENERATE(range(0, 8));

@@ -8,6 +8,8 @@
 #include <asio/ip/tcp.hpp>
 
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -71,8 +73,14 @@ private:
     {
         if (!address.is_v4())
             return address.to_string();
-        const auto [a, b, c, d] = address.to_v4().to_bytes();
-        return std::to_string(a) + '.' + std::to_string(b) + '.' + std::to_string(c) + '.' + std::to_string(d);
+        std::array<char, 16> text;
+        char* end = text.data();
+        for (const unsigned char number : address.to_v4().to_bytes())
+        {
+            end = std::to_chars(end, end + 3, number).ptr;
+            *end++ = '.';
+        }
+        return std::string(text.data(), end - 1);
     }
 };
 

@@ -122,7 +122,7 @@ public:
     /// connection that is idle has neither; one that has is not to be used any more.
     ///
     /// Errors: those of a read, as of a connection that was reset; std::errc::operation_not_supported over a stream
-    /// that is no socket, as within TLS.
+    /// of yours that is no socket.
     bool poll()
     {
         detail::connection& c = **handle_;

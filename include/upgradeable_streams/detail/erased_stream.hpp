@@ -53,6 +53,9 @@ public:
     virtual void turn_to(std::string_view server) = 0;
     virtual std::optional<int> native_socket() = 0;
 
+    /// Whether read_some finds what has come, also where nothing has waited for it.
+    virtual bool tells_at_once() const = 0;
+
 protected:
     erased_stream() = default;
 

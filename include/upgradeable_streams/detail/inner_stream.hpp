@@ -89,6 +89,27 @@ public:
     {
     }
 
+    bool tells_at_once() const { return outer_->tells_at_once(); }
+
+    std::size_t receive_at_once(const asio::mutable_buffer& memory, asio::error_code& error)
+    try
+    {
+        if (!tells_at_once() || !reader_.poll())
+        {
+            error = asio::error::would_block;
+            return 0;
+        }
+        const std::size_t size = asio::buffer_copy(memory, asio::buffer(outer_->received()));
+        outer_->discard(size);
+        error = size > 0 ? asio::error_code() : asio::error::eof;
+        return size;
+    }
+    catch (...)
+    {
+        error = code_of(std::current_exception());
+        return 0;
+    }
+
     std::size_t available(asio::error_code&) const { return 0; }
     void cancel(asio::error_code&) { outer_->cancel_read(); }
 

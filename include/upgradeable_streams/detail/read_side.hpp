@@ -72,6 +72,9 @@ public:
     {
         if (!received().empty() || eof_)
             return true;
+        if (!tells_at_once())
+            throw std::system_error(std::make_error_code(std::errc::operation_not_supported),
+                                    "poll: only a socket, or TLS over one, tells without waiting what has come");
         look_again();
         const std::size_t spent = std::exchange(spent_, 0);
         const bool has_come = receive_now();

@@ -4,6 +4,7 @@
 #define UPGRADEABLE_STREAMS_DETAIL_SOCKET_IO_HPP
 
 #include <asio/basic_stream_socket.hpp>
+#include <asio/buffer.hpp>
 #include <asio/error.hpp>
 
 #include <cerrno>
@@ -86,6 +87,18 @@ inline std::size_t receive_at_once(int descriptor, char* data, std::size_t capac
     while (size < 0 && errno == EINTR);
     error = size < 0 ? last_error() : size == 0 ? asio::error_code(asio::error::eof) : asio::error_code();
     return size < 0 ? 0 : static_cast<std::size_t>(size);
+}
+
+/// As from a socket; asio::error::would_block where a stream does not tell without waiting what it holds.
+template <typename Stream>
+std::size_t receive_at_once(Stream& stream, const asio::mutable_buffer& memory, asio::error_code& error)
+{
+    if constexpr (is_socket<Stream>)
+        return receive_at_once(descriptor_of(stream), static_cast<char*>(memory.data()), memory.size(), error);
+    else if constexpr (requires { stream.receive_at_once(memory, error); })
+        return stream.receive_at_once(memory, error);
+    error = asio::error::would_block;
+    return 0;
 }
 
 } // namespace upgradeable_streams::detail

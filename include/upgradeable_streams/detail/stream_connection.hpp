@@ -28,7 +28,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <system_error>
 #include <utility>
 
 namespace upgradeable_streams::detail
@@ -72,6 +71,13 @@ public:
         return lowest.is_open() ? std::optional<int>(lowest.native_handle()) : std::nullopt;
     }
 
+    bool tells_at_once() const override
+    {
+        if constexpr (requires { stream_.next_layer().tells_at_once(); })
+            return stream_.next_layer().tells_at_once();
+        return is_socket<Socket>;
+    }
+
 private:
     void cancel() override
     {
@@ -81,9 +87,6 @@ private:
 
     void look_again() override
     {
-        if constexpr (!is_socket<Socket>)
-            throw std::system_error(std::make_error_code(std::errc::operation_not_supported),
-                                    "poll: only a socket tells without waiting what has come");
         is_dry_ = false;
         if (auto* const tls = stream_.state_->tls())
             tls->core().look_again();
@@ -100,11 +103,7 @@ private:
             is_dry_ = !error && (core.engine.is_spent() || !core.has_news());
             return size;
         }
-        if constexpr (is_socket<Socket>)
-            size = receive_at_once(descriptor_of(stream_.next_layer()), static_cast<char*>(buffer.data()),
-                                   buffer.size(), error);
-        else
-            error = asio::error::would_block;
+        size = receive_at_once(stream_.next_layer(), buffer, error);
         is_dry_ = size < buffer.size();
         return size;
     }

@@ -172,12 +172,8 @@ public:
     /// Whether something was received without waiting.
     bool receive()
     {
-        const int descriptor = descriptor_of(next_);
-        if (descriptor == invalid_descriptor)
-            return false;
         asio::error_code error;
-        const asio::mutable_buffer landing = prepare();
-        const std::size_t size = receive_at_once(descriptor, static_cast<char*>(landing.data()), landing.size(), error);
+        const std::size_t size = receive_at_once(next_, prepare(), error);
         if (error == asio::error::would_block)
             return false;
         received(error, size);
@@ -267,6 +263,8 @@ public:
     {
         engine.begin_turn();
         engine.may_hold(!receiving_);
+        if (!is_socket<next_layer_type> && !receiving_ && engine.fed().empty()) // the engine asks a socket itself
+            receive();
     }
 
     /// Gives back the memory of the handshake.
