@@ -10,7 +10,6 @@
 #include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/tls.hpp>
 
-#include <asio/ssl/error.hpp>
 #include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/ssl.h>

@@ -12,7 +12,6 @@
 #include <exception>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <system_error>
 #include <type_traits>
 #include <utility>

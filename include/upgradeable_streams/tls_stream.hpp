@@ -10,7 +10,6 @@
 
 #include <asio/async_result.hpp>
 #include <asio/buffer.hpp>
-#include <asio/compose.hpp>
 #include <asio/ssl/context.hpp>
 #include <asio/ssl/stream_base.hpp>
 

@@ -13,7 +13,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>

@@ -9,7 +9,6 @@
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/first_bytes.hpp>
 #include <upgradeable_streams/detail/openssl.hpp>
-#include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/strand.hpp>
 #include <upgradeable_streams/detail/strand_executor.hpp>
 #include <upgradeable_streams/detail/stream_connection.hpp>

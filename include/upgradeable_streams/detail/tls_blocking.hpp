@@ -4,7 +4,7 @@
 #define UPGRADEABLE_STREAMS_DETAIL_TLS_BLOCKING_HPP
 
 #include <asio/cancellation_state.hpp>
-#include <asio/error.hpp>
+#include <asio/error_code.hpp>
 
 #include <cstddef>
 #include <utility>

@@ -12,7 +12,6 @@
 
 #include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>
-#include <asio/cancellation_type.hpp>
 #include <asio/compose.hpp>
 #include <asio/error.hpp>
 #include <asio/post.hpp>

@@ -8,7 +8,6 @@
 #include <upgradeable_streams/detail/write_queue.hpp>
 #include <upgradeable_streams/tls_stream.hpp>
 
-
 #include <memory>
 #include <optional>
 #include <string>

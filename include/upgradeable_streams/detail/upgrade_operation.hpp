@@ -14,7 +14,7 @@
 #include <upgradeable_streams/tls.hpp>
 
 #include <asio/buffer.hpp>
-#include <asio/error.hpp>
+#include <asio/error_code.hpp>
 #include <asio/ssl/stream_base.hpp>
 #include <openssl/ssl.h>
 

@@ -21,8 +21,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <utility>
-#include <vector>
 
 namespace upgradeable_streams
 {
