@@ -39,8 +39,8 @@ namespace upgradeable_streams
 {
 
 template class detail::stream_connection<asio::generic::stream_protocol::socket>;
-template asio::awaitable<std::string> stream_reader::read_match(shared_handle, newline, kind);
-template asio::awaitable<std::string> stream_reader::read_match(shared_handle, several, kind);
+template asio::awaitable<std::string> stream_reader::read_match(shared_handle, newline);
+template asio::awaitable<std::string> stream_reader::read_match(shared_handle, several);
 
 } // namespace upgradeable_streams
 

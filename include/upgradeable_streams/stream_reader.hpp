@@ -106,7 +106,7 @@ public:
     /// limit_overrun_error when the limit is passed, with the data still in the buffer.
     asio::awaitable<std::string> readuntil(string_list separators = "\n")
     {
-        return read_match(handle_, several(separators), kind::record);
+        return read_match(handle_, several(separators));
     }
 
     /// Reads up to and with a newline.
@@ -116,7 +116,7 @@ public:
     /// Errors: limit_overrun_error for a line longer than the limit, which is dropped up to and with its newline; what
     /// of it comes later the next readline drops, however much that is, unless another read takes of it before (asyncio
     /// takes it for a line).
-    asio::awaitable<std::string> readline() { return read_match(handle_, newline(), kind::line); }
+    asio::awaitable<std::string> readline() { return read_match(handle_, newline()); }
 
     /// Looks, without waiting, whether a read would get anything at once: bytes, or the end of the stream. In a pool a
     /// connection that is idle has neither; one that has is not to be used any more.
@@ -140,12 +140,6 @@ private:
     friend stream_pair detail::make_handles(std::shared_ptr<detail::connection>, unsigned);
     using shared_handle = detail::checked_ptr<detail::handle>;
 
-    enum class kind
-    {
-        record,
-        line
-    };
-
     struct match
     {
         std::size_t begin;
@@ -154,6 +148,7 @@ private:
 
     struct newline
     {
+        static constexpr bool ends_lines = true; ///< One that is too long is dropped, the last may lack its end.
         std::size_t longest = 1;
 
         std::optional<match> find(std::string_view data, std::size_t from) const
@@ -165,6 +160,7 @@ private:
 
     struct several
     {
+        static constexpr bool ends_lines = false;
         std::vector<std::string> separators;
         std::size_t longest = 0;
 
@@ -201,7 +197,7 @@ private:
     static asio::awaitable<std::string> readexactly(shared_handle handle, std::size_t size);
 
     template <typename Separators>
-    static asio::awaitable<std::string> read_match(shared_handle handle, Separators separators, kind what);
+    static asio::awaitable<std::string> read_match(shared_handle handle, Separators separators);
 
     shared_handle handle_;
 };
@@ -264,7 +260,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<std::string> stream_reader::readexactly
 }
 
 template <typename Separators>
-asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Separators separators, kind what)
+asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Separators separators)
 {
     detail::connection& c = **handle;
     const detail::connection::read_guard guard(c, handle->epoch());
@@ -280,7 +276,7 @@ asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Sep
     {
         const std::string_view data = c.received();
         const std::optional<match> found = separators.find(data, from);
-        if (what == kind::line && c.is_amid_dropped_line() && !data.empty())
+        if (Separators::ends_lines && c.is_amid_dropped_line() && !data.empty())
         {
             c.discard(found ? found->end : data.size());
             c.drop_line(!found);
@@ -291,7 +287,7 @@ asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Sep
         from = found ? found->begin : std::max(data.size() + 1, separators.longest) - separators.longest;
         if (from > limit)
         {
-            if (what == kind::line)
+            if (Separators::ends_lines)
             {
                 c.discard(found ? found->end : data.size());
                 c.drop_line(!found);
@@ -301,7 +297,7 @@ asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Sep
         if (c.eof())
         {
             std::string partial = c.take(data.size());
-            if (what == kind::line)
+            if (Separators::ends_lines)
                 co_return partial;
             throw incomplete_read_error(std::move(partial), std::nullopt);
         }
