@@ -281,8 +281,6 @@ public:
     auto get_extra_info() const
     {
         detail::connection& c = handle_->current();
-        constexpr bool of_tls = Name == "version" || Name == "cipher" || Name == "alpn_protocol" ||
-                                Name == "peercert" || Name == "session_reused";
         if constexpr (Name == "peername")
             return c.peername();
         else if constexpr (Name == "sockname")
@@ -295,8 +293,6 @@ public:
             return c.is_tls() ? c.ssl() : nullptr;
         else
         {
-            static_assert(of_tls, "get_extra_info knows peername, sockname, socket, sslcontext, ssl_object, version, "
-                                  "cipher, alpn_protocol, peercert and session_reused");
             const std::optional<tls_session> known = session();
             if constexpr (Name == "version")
                 return known ? std::optional(known->version) : std::nullopt;
@@ -306,8 +302,13 @@ public:
                 return known ? known->alpn_protocol : std::nullopt;
             else if constexpr (Name == "peercert")
                 return known ? known->peer_certificate : std::nullopt;
-            else if constexpr (Name == "session_reused")
+            else
+            {
+                static_assert(Name == "session_reused",
+                              "get_extra_info knows peername, sockname, socket, sslcontext, ssl_object, version, "
+                              "cipher, alpn_protocol, peercert and session_reused");
                 return known ? std::optional(known->session_reused) : std::nullopt;
+            }
         }
     }
 
