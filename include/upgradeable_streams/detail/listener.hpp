@@ -116,7 +116,7 @@ private:
 
     mutable std::mutex mutex_;
     std::shared_ptr<SSL_CTX> swapped_context_;
-    bool serving_ = false;
+    bool has_started_ = false;
 };
 
 #ifdef UPGRADEABLE_STREAMS_DEFINITIONS
@@ -138,10 +138,10 @@ UPGRADEABLE_STREAMS_DECL void listener::start_serving()
         const std::lock_guard lock(mutex_);
         if (clients_.is_closed())
             throw std::system_error(errc::connection_closed, "the server was closed");
-        if (serving_)
+        if (has_started_)
             return;
         bound_.listen();
-        serving_ = true;
+        has_started_ = true;
     }
     for (bound_socket& each : bound_)
         asio::co_spawn(strand_, accept_loop(shared_from_this(), each), asio::detached);
@@ -151,10 +151,6 @@ UPGRADEABLE_STREAMS_DECL void listener::close()
 {
     if (!clients_.close())
         return;
-    {
-        const std::lock_guard lock(mutex_);
-        serving_ = false;
-    }
     asio::dispatch(strand_,
                    [self = shared_from_this()]
                    {
@@ -166,7 +162,7 @@ UPGRADEABLE_STREAMS_DECL void listener::close()
 UPGRADEABLE_STREAMS_DECL bool listener::is_serving() const
 {
     const std::lock_guard lock(mutex_);
-    return serving_;
+    return has_started_ && !clients_.is_closed();
 }
 
 UPGRADEABLE_STREAMS_DECL std::vector<socket_address> listener::sockets() const
