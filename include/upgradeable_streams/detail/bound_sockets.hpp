@@ -23,7 +23,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -166,8 +165,6 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> bound_sockets::bind(std::vector<s
     tcp::resolver resolver(co_await asio::this_coro::executor);
     for (const std::string& host : hosts)
     {
-        if (host.find('\0') != host.npos)
-            throw std::invalid_argument("a host must not hold a NUL");
         asio::error_code error;
         const resolve_query query = {host, service, family, tcp::resolver::passive};
         tcp::resolver::results_type found = query.numbers(resolver);
