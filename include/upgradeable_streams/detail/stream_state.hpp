@@ -135,24 +135,19 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
 
     /// The socket, while it may be used directly.
     Socket* plain() { return failure ? nullptr : std::get_if<Socket>(&stage); }
-    Socket* plain_to_read() { return has_left_over() ? nullptr : plain(); }
-    bool has_left_over() const { return left_over_read < left_over.size(); }
+    Socket* plain_to_read() { return left_over.empty() ? plain() : nullptr; }
 
     template <typename MutableBufferSequence>
     std::size_t read_left_over(const MutableBufferSequence& buffers)
     {
-        const std::size_t size = asio::buffer_copy(buffers, asio::buffer(left_over) + left_over_read);
-        left_over_read += size;
-        if (!has_left_over())
-            take_left_over();
+        const std::size_t size = asio::buffer_copy(buffers, asio::buffer(left_over));
+        left_over.erase(0, size);
+        if (left_over.empty())
+            std::string().swap(left_over);
         return size;
     }
 
-    std::string take_left_over()
-    {
-        left_over.erase(0, std::exchange(left_over_read, 0));
-        return std::exchange(left_over, {});
-    }
+    std::string take_left_over() { return std::exchange(left_over, {}); }
 
     /// Why a read or a write is refused.
     asio::error_code refusal() const
@@ -252,7 +247,6 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
     asio::error_code read_error; ///< The first, which later reads repeat.
     std::string not_tls;         ///< What the peer sent where TLS had to begin.
     std::string left_over;       ///< What a stop of TLS has received for the plain stream to read.
-    std::size_t left_over_read = 0;
 };
 
 } // namespace upgradeable_streams::detail
