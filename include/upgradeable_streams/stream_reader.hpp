@@ -125,7 +125,7 @@ public:
     /// of yours that is no socket.
     bool poll()
     {
-        detail::connection& c = **handle_;
+        detail::connection& c = *handle_->connection();
         const detail::connection::read_guard guard(c, handle_->epoch());
         return c.poll();
     }
@@ -206,7 +206,7 @@ private:
 
 UPGRADEABLE_STREAMS_DECL asio::awaitable<std::string> stream_reader::read(shared_handle handle, std::size_t size)
 {
-    detail::connection& c = **handle;
+    detail::connection& c = *handle->connection();
     const detail::connection::read_guard guard(c, handle->epoch());
     const detail::cancellation_watch cancellation(co_await asio::this_coro::cancellation_state);
     while (size > 0 && !c.eof() && (size == until_eof || c.received().empty()))
@@ -221,7 +221,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<std::string> stream_reader::read(shared
 UPGRADEABLE_STREAMS_DECL asio::awaitable<std::size_t> stream_reader::readinto(shared_handle handle,
                                                                               std::span<char> memory)
 {
-    detail::connection& c = **handle;
+    detail::connection& c = *handle->connection();
     const detail::connection::read_guard guard(c, handle->epoch());
     const detail::cancellation_watch cancellation(co_await asio::this_coro::cancellation_state);
     while (!memory.empty() && c.received().empty() && !c.eof())
@@ -244,7 +244,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<std::size_t> stream_reader::readinto(sh
 
 UPGRADEABLE_STREAMS_DECL asio::awaitable<std::string> stream_reader::readexactly(shared_handle handle, std::size_t size)
 {
-    detail::connection& c = **handle;
+    detail::connection& c = *handle->connection();
     const detail::connection::read_guard guard(c, handle->epoch());
     const detail::cancellation_watch cancellation(co_await asio::this_coro::cancellation_state);
     while (c.received().size() < size)
@@ -262,7 +262,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<std::string> stream_reader::readexactly
 template <typename Separators>
 asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Separators separators)
 {
-    detail::connection& c = **handle;
+    detail::connection& c = *handle->connection();
     const detail::connection::read_guard guard(c, handle->epoch());
     const detail::cancellation_watch cancellation(co_await asio::this_coro::cancellation_state);
     if (!c.has_turn())

@@ -230,7 +230,7 @@ public:
     {
         if (!options.received.empty())
             throw std::invalid_argument("start_tls of a stream_writer knows what was received; do not give it");
-        const detail::connection& c = **handle_;
+        const detail::connection& c = *handle_->connection();
         constexpr bool is_inner = Place == tls_place::within_tls;
         if (is_inner && options.server_hostname.empty() && options.role.value_or(c.settings().role) == tls_role::client)
             throw std::invalid_argument("start_tls<within_tls> needs server_hostname: the name of the inner server");

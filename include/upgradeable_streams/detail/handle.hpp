@@ -65,7 +65,6 @@ public:
     handle(const handle&) = delete;
     handle& operator=(const handle&) = delete;
 
-    detail::connection& operator*() const { return *connection_; }
     const std::shared_ptr<detail::connection>& connection() const { return connection_; }
     unsigned epoch() const { return epoch_; }
 
