@@ -7,7 +7,6 @@
 #include <upgradeable_streams/starttls/imap.hpp>
 #include <upgradeable_streams/starttls/irc.hpp>
 #include <upgradeable_streams/starttls/ldap.hpp>
-#include <upgradeable_streams/starttls/lmtp.hpp>
 #include <upgradeable_streams/starttls/mysql.hpp>
 #include <upgradeable_streams/starttls/nbd.hpp>
 #include <upgradeable_streams/starttls/nntp.hpp>

@@ -10,7 +10,6 @@
 #include "support/thread.hpp"
 #include "support/tls_settings.hpp"
 
-#include <upgradeable_streams/starttls/lmtp.hpp>
 #include <upgradeable_streams/starttls/smtp.hpp>
 
 #include <asio/awaitable.hpp>

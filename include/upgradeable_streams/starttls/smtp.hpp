@@ -1,5 +1,5 @@
 /// @file
-/// STARTTLS in SMTP and submission (RFC 3207).
+/// STARTTLS in SMTP and submission (RFC 3207), and in LMTP (RFC 2033).
 #ifndef UPGRADEABLE_STREAMS_STARTTLS_SMTP_HPP
 #define UPGRADEABLE_STREAMS_STARTTLS_SMTP_HPP
 
@@ -38,6 +38,10 @@ namespace starttls
 ///
 /// Returns: `capabilities` are the lines of the server's last answer but its name, as `PIPELINING`, `AUTH PLAIN LOGIN`.
 asio::awaitable<negotiated> smtp(const stream_reader& reader, const stream_writer& writer,
+                                 const starttls_options& options = {});
+
+/// As `smtp`, with LHLO in place of EHLO.
+asio::awaitable<negotiated> lmtp(const stream_reader& reader, const stream_writer& writer,
                                  const starttls_options& options = {});
 
 /// Whether a client's line is STARTTLS, with or without parameters.
@@ -155,6 +159,12 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> smtp(const stream_reader& r
                                                           const starttls_options& options)
 {
     return detail::negotiate_smtp("SMTP", "EHLO", reader, writer, options);
+}
+
+UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> lmtp(const stream_reader& reader, const stream_writer& writer,
+                                                          const starttls_options& options)
+{
+    return detail::negotiate_smtp("LMTP", "LHLO", reader, writer, options);
 }
 
 UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair>
