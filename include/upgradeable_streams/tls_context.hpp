@@ -4,11 +4,11 @@
 #define UPGRADEABLE_STREAMS_TLS_CONTEXT_HPP
 
 #include <upgradeable_streams/detail/compilation.hpp>
-#include <upgradeable_streams/server_name.hpp>
 #include <upgradeable_streams/string_list.hpp>
 
 #ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 #include <upgradeable_streams/detail/alpn.hpp>
+#include <upgradeable_streams/detail/contexts_by_name.hpp>
 #include <upgradeable_streams/detail/credentials.hpp>
 #include <upgradeable_streams/detail/dane.hpp>
 #include <upgradeable_streams/detail/key_log.hpp>
@@ -82,6 +82,16 @@ struct client_context_options
     std::string_view key_log_file = {};
 };
 
+/// A context for the clients that ask for a name.
+struct named_context
+{
+    /// As in `mail.example`, or `*.example` for every name with one label in the star's place; case does not matter.
+    std::string_view name = {};
+
+    /// Ownership of the SSL_CTX is shared, so the context object itself may go, unless it has a verify callback.
+    asio::ssl::context* ssl = nullptr;
+};
+
 struct server_context_options
 {
     key_pair_options identity = {}; ///< Required.
@@ -116,6 +126,7 @@ struct server_context_options
 
 static_assert(std::is_trivially_destructible_v<key_pair_options>);
 static_assert(std::is_trivially_destructible_v<client_context_options>);
+static_assert(std::is_trivially_destructible_v<named_context>);
 static_assert(std::is_trivially_destructible_v<server_context_options>);
 
 /// A context for clients: verifies the server's chain against the system's trust store or `ca_file`, and its name.
@@ -272,8 +283,11 @@ UPGRADEABLE_STREAMS_DECL asio::ssl::context create_server_context(const server_c
 
     detail::set_alpn_protocols(handle, options.alpn_protocols);
     if (!options.contexts_by_name.empty() || options.refuse_unknown_names)
-        detail::choose_contexts_by_name(handle, session_id_context, options.contexts_by_name,
-                                        options.refuse_unknown_names);
+    {
+        auto& contexts = detail::choose_contexts_by_name(handle, session_id_context, options.refuse_unknown_names);
+        for (const auto& [name, ssl] : options.contexts_by_name)
+            contexts.add(name, ssl);
+    }
     detail::log_keys(handle, options.key_log_file);
     return context;
 }

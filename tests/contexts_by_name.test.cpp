@@ -1,4 +1,3 @@
-#include <upgradeable_streams/server_name.hpp>
 #include <upgradeable_streams/tls.hpp>
 #include <upgradeable_streams/tls_context.hpp>
 

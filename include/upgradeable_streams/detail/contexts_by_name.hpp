@@ -1,7 +1,7 @@
 /// @file
 /// Several contexts on one port, chosen by the name that a client asks for (RFC 6066 section 3).
-#ifndef UPGRADEABLE_STREAMS_SERVER_NAME_HPP
-#define UPGRADEABLE_STREAMS_SERVER_NAME_HPP
+#ifndef UPGRADEABLE_STREAMS_DETAIL_CONTEXTS_BY_NAME_HPP
+#define UPGRADEABLE_STREAMS_DETAIL_CONTEXTS_BY_NAME_HPP
 
 #include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/byte_order.hpp>
@@ -22,29 +22,12 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <vector>
 
-namespace upgradeable_streams
-{
-
-/// A context for the clients that ask for a name.
-struct named_context
-{
-    /// As in `mail.example`, or `*.example` for every name with one label in the star's place; case does not matter.
-    std::string_view name = {};
-
-    /// Ownership of the SSL_CTX is shared, so the context object itself may go, unless it has a verify callback.
-    asio::ssl::context* ssl = nullptr;
-};
-
-static_assert(std::is_trivially_destructible_v<named_context>);
-
-namespace detail
+namespace upgradeable_streams::detail
 {
 
 /// A name in lower case and without the dot that may end it.
@@ -71,13 +54,13 @@ inline bool is_host_name(std::string_view name)
 class contexts_by_name
 {
 public:
-    contexts_by_name(SSL_CTX* own, const sha256_hash& session_id_context, std::span<const named_context> contexts,
-                     bool refuse_unknown)
+    contexts_by_name(SSL_CTX* own, const sha256_hash& session_id_context, bool refuse_unknown)
         : own_(own), session_id_context_(session_id_context), is_unknown_refused_(refuse_unknown)
     {
-        for (const named_context& each : contexts)
-            add(each);
     }
+
+    /// Throws std::invalid_argument for a name that no client asks for, and for a context that is none for it.
+    void add(std::string_view given, asio::ssl::context* ssl);
 
     /// The SSL_CTX for a name, or for none; null when that is refused.
     SSL_CTX* find(const std::optional<std::string>& name) const;
@@ -91,8 +74,6 @@ public:
     std::optional<int> choose(SSL* ssl) const;
 
 private:
-    void add(const named_context& context);
-
     SSL_CTX* own_; ///< Which this is kept in.
     sha256_hash session_id_context_;
     std::map<std::string, std::shared_ptr<SSL_CTX>> contexts_;
@@ -101,11 +82,11 @@ private:
 
 #ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
-UPGRADEABLE_STREAMS_DECL void contexts_by_name::add(const named_context& context)
+UPGRADEABLE_STREAMS_DECL void contexts_by_name::add(std::string_view given, asio::ssl::context* ssl)
 {
-    const std::string name = normalized_name(context.name);
+    const std::string name = normalized_name(given);
     const auto refuse = [&](const char* reason)
-    { throw std::invalid_argument("contexts_by_name: \"" + std::string(context.name) + "\" " + reason); };
+    { throw std::invalid_argument("contexts_by_name: \"" + std::string(given) + "\" " + reason); };
     const std::string_view labels = std::string_view(name).substr(name.starts_with("*.") ? 2 : 0);
 
     if (name.empty())
@@ -122,13 +103,13 @@ UPGRADEABLE_STREAMS_DECL void contexts_by_name::add(const named_context& context
         refuse("is an address; clients ask for DNS names only");
     if (!is_host_name(labels))
         refuse("holds a character that no client asks for");
-    if (!context.ssl)
+    if (!ssl)
         refuse("has no context");
-    if (context_data<contexts_by_name>(context.ssl->native_handle()))
+    if (context_data<contexts_by_name>(ssl->native_handle()))
         refuse("has a context that chooses by name itself");
-    if (!SSL_CTX_get0_certificate(context.ssl->native_handle()))
+    if (!SSL_CTX_get0_certificate(ssl->native_handle()))
         refuse("has a context without a certificate; make it with create_server_context");
-    if (!contexts_.emplace(name, share(context.ssl->native_handle())).second)
+    if (!contexts_.emplace(name, share(ssl->native_handle())).second)
         refuse("is named twice");
 }
 
@@ -276,18 +257,18 @@ catch (...)
 }
 
 /// Names have sessions of their own in what is the SSL_CTX's `session_id_context` otherwise.
-inline void choose_contexts_by_name(SSL_CTX* context, const sha256_hash& session_id_context,
-                                    std::span<const named_context> contexts, bool refuse_unknown)
+inline contexts_by_name& choose_contexts_by_name(SSL_CTX* context, const sha256_hash& session_id_context,
+                                                 bool refuse_unknown)
 {
-    auto& kept = emplace_context_data<contexts_by_name>(context, context, session_id_context, contexts, refuse_unknown);
+    auto& kept = emplace_context_data<contexts_by_name>(context, context, session_id_context, refuse_unknown);
     SSL_CTX_set_client_hello_cb(context, choose_context, &kept);
     SSL_CTX_set_tlsext_servername_callback(context, confirm_context);
     SSL_CTX_set_tlsext_servername_arg(context, &kept);
+    return kept;
 }
 
 #endif
 
-} // namespace detail
-} // namespace upgradeable_streams
+} // namespace upgradeable_streams::detail
 
 #endif
