@@ -19,7 +19,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstddef>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -97,11 +96,11 @@ inline std::string proxy_authorization(std::string_view user, std::string_view p
 /// The status of an HTTP/1 response (RFC 9112 section 4). Returns: empty for another line.
 inline std::string parse_http_status(const std::string& line)
 {
-    const std::string status = line.substr(0, 12).substr(std::min<std::size_t>(line.size(), 9));
-    const bool is_status = (line.starts_with("HTTP/1.0 ") || line.starts_with("HTTP/1.1 ")) && status.size() == 3 &&
-                           status.find_first_not_of("0123456789") == status.npos &&
-                           (line.size() == 12 || line[12] == ' ');
-    return is_status ? status : std::string();
+    if (line.size() < 12 || !(line.starts_with("HTTP/1.0 ") || line.starts_with("HTTP/1.1 ")))
+        return {};
+    const std::string status = line.substr(9, 3);
+    const bool is_number = status.find_first_not_of("0123456789") == status.npos;
+    return is_number && (line.size() == 12 || line[12] == ' ') ? status : std::string();
 }
 
 inline asio::awaitable<void> talk_http_connect(starttls_dialogue& dialogue, std::string name, std::string request,
