@@ -51,13 +51,19 @@ inline std::string lower_case(std::string_view text)
     return lower;
 }
 
-/// Takes the first word off a line, in lower case, and the blanks behind it.
-inline std::string take_word(std::string_view& line)
+/// Takes the first word off a line, and the blanks behind it.
+inline std::string_view take_word_as_is(std::string_view& line)
 {
-    const std::string word = lower_case(line.substr(0, line.find_first_of(" \t\r\n")));
+    const std::string_view word = line.substr(0, line.find_first_of(" \t\r\n"));
     line.remove_prefix(word.size());
     line.remove_prefix(std::min(line.find_first_not_of(" \t"), line.size()));
     return word;
+}
+
+/// As take_word_as_is, in lower case.
+inline std::string take_word(std::string_view& line)
+{
+    return lower_case(take_word_as_is(line));
 }
 
 /// Whether this is a word of printable ASCII.

@@ -62,10 +62,7 @@ inline std::vector<std::string> split_words(std::string_view line)
 {
     std::vector<std::string> words;
     while (!line.empty())
-    {
-        const std::string_view before = line;
-        words.emplace_back(before.substr(0, take_word(line).size()));
-    }
+        words.emplace_back(take_word_as_is(line));
     return words;
 }
 
@@ -134,8 +131,7 @@ inline asio::awaitable<void> talk_imap(starttls_dialogue& dialogue)
 /// Takes the tag off a client's line. Returns: empty where it has none (RFC 9051 section 9).
 inline std::string_view take_tag(std::string_view& line)
 {
-    const std::string_view before = line;
-    const std::string_view tag = before.substr(0, take_word(line).size());
+    const std::string_view tag = take_word_as_is(line);
     return is_word(tag) && tag.find_first_of("(){%*\"\\+") == tag.npos ? tag : std::string_view();
 }
 
