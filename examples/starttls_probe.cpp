@@ -224,7 +224,7 @@ std::string key_exchange_of(SSL* ssl)
     return "unknown";
 }
 
-long days_left(const us::certificate& certificate)
+std::chrono::days::rep days_left(const us::certificate& certificate)
 {
     return std::chrono::floor<std::chrono::days>(certificate.not_after() - std::chrono::system_clock::now()).count();
 }

@@ -6,6 +6,9 @@
 #if !defined(_MSVC_LANG) && __cplusplus < 202002L
 #error "upgradeable_streams is for C++20: compile with -std=c++20"
 #endif
+#ifndef __cpp_exceptions
+#error "upgradeable_streams throws: compile without -fno-exceptions"
+#endif
 
 #include <asio/awaitable.hpp>
 #ifndef ASIO_HAS_CO_AWAIT

@@ -4,6 +4,7 @@
 #include "support/certificates.hpp"
 #include "support/chunked_stream.hpp"
 #include "support/descriptors.hpp"
+#include "support/process.hpp"
 #include "support/raw_peer.hpp"
 #include "support/run.hpp"
 #include "support/stream_links.hpp"
@@ -315,6 +316,18 @@ TEST_CASE("open_connection: an unknown service or host is the resolver's error, 
             CHECK(host.code() == asio::error::host_not_found);
             CHECK(std::string(host.what()).find("one.test") != std::string::npos);
         });
+}
+
+TEST_CASE("open_connection: where no thread can be started to resolve a name on, that is the error")
+{
+    const int status = test::run_forked(
+        []
+        {
+            test::forbid_threads();
+            const auto error = test::run([] { return error_of(us::open_connection("localhost", 25)); });
+            return error.value();
+        });
+    CHECK(status == EAGAIN);
 }
 
 TEST_CASE("open_connection: options that make no sense are std::invalid_argument at the call")

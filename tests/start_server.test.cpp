@@ -312,6 +312,18 @@ TEST_CASE("start_server: family restricts what a host is resolved to")
         });
 }
 
+TEST_CASE("start_server: where no thread can be started to resolve a name on, that is the error")
+{
+    const int status = test::run_forked(
+        []
+        {
+            test::forbid_threads();
+            const auto error = test::run([] { return error_of(us::start_server(test::echo, "localhost", 0)); });
+            return error.value();
+        });
+    CHECK(status == EAGAIN);
+}
+
 TEST_CASE("start_server: an address that is given twice is bound once")
 {
     test::run(

@@ -9,6 +9,7 @@
 #include "support/certificates.hpp"
 #include "support/hex.hpp"
 #include "support/openssl.hpp"
+#include "support/process.hpp"
 #include "support/raw_peer.hpp"
 #include "support/run.hpp"
 #include "support/ssl_pair.hpp"
@@ -26,8 +27,6 @@
 #include <openssl/pem.h>
 
 #include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -1364,7 +1363,7 @@ namespace
 {
 
 /// The lower byte of the least version of contexts in a process of its own, whose OpenSSL has this MinProtocol in its
-/// configuration; 0 when something fails.
+/// configuration; another number when something fails.
 int least_version_under(const std::string& min_protocol)
 {
     const test::temporary_directory directory;
@@ -1372,28 +1371,15 @@ int least_version_under(const std::string& min_protocol)
                                                             "system_default = all\n[all]\nMinProtocol = " +
                                                                 min_protocol + "\n");
     const us::server_context_options options = localhost();
-    const ::pid_t child = ::fork();
-    REQUIRE(child >= 0);
-    if (child == 0)
-    {
-        int told = 0;
-        try
+    return test::run_forked(
+        [&]
         {
             const bool is_loaded = CONF_modules_load_file(file.c_str(), nullptr, 0) > 0;
             auto client = us::create_client_context({.verify_peer = false});
             auto server = us::create_server_context(options);
             const auto least = SSL_CTX_get_min_proto_version(client.native_handle());
-            if (is_loaded && least == SSL_CTX_get_min_proto_version(server.native_handle()))
-                told = int(least & 0xff);
-        }
-        catch (...)
-        {
-        }
-        ::_exit(told);
-    }
-    int status = 0;
-    REQUIRE(::waitpid(child, &status, 0) == child);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 0;
+            return is_loaded && least == SSL_CTX_get_min_proto_version(server.native_handle()) ? int(least & 0xff) : 0;
+        });
 }
 
 } // namespace

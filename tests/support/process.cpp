@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <spawn.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -30,6 +31,15 @@ std::pair<int, int> make_pipe()
     if (::pipe2(ends.data(), O_CLOEXEC) != 0)
         throw std::system_error(errno, std::system_category(), "pipe2");
     return {ends[0], ends[1]};
+}
+
+/// Waits for the end.
+int status_of(pid_t child)
+{
+    int status = 0;
+    if (::waitpid(child, &status, 0) == -1)
+        throw std::system_error(errno, std::system_category(), "waitpid");
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
 void close_descriptor(int& descriptor)
@@ -150,12 +160,34 @@ process::outcome process::wait()
     while (read_more())
     {
     }
-    int status = 0;
-    if (::waitpid(pid_, &status, 0) == -1)
-        throw std::system_error(errno, std::system_category(), "waitpid");
-    pid_ = -1;
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), std::move(sources_[0].bytes),
-            std::move(sources_[1].bytes)};
+    const int status = status_of(std::exchange(pid_, -1));
+    return {status, std::move(sources_[0].bytes), std::move(sources_[1].bytes)};
+}
+
+int run_forked(const std::function<int()>& function)
+{
+    const pid_t child = ::fork();
+    if (child == -1)
+        throw std::system_error(errno, std::system_category(), "fork");
+    if (child != 0)
+        return status_of(child);
+    int status = 255;
+    try
+    {
+        status = function();
+    }
+    catch (...)
+    {
+    }
+    ::_exit(status);
+}
+
+void forbid_threads()
+{
+    constexpr uid_t nobody = 65534;
+    constexpr rlimit one{1, 1};
+    if ((::getuid() == 0 && ::setuid(nobody) != 0) || ::setrlimit(RLIMIT_NPROC, &one) != 0)
+        throw std::system_error(errno, std::system_category(), "a limit of processes");
 }
 
 std::vector<std::string> words(const std::string& line)

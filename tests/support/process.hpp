@@ -2,6 +2,7 @@
 #define TEST_SUPPORT_PROCESS_HPP
 
 #include <array>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -53,6 +54,13 @@ private:
     int input_ = -1;
     std::array<source, 2> sources_; // output, errors
 };
+
+/// Runs a function in a process that is forked off this one, which has no other thread then. Returns: the lowest byte
+/// of what the function returns, 255 where it throws, or 128 and the number of the signal that ended it.
+int run_forked(const std::function<int()>& function);
+
+/// Lets the process start no other thread or process from here on. Root becomes nobody, since it has no such limit.
+void forbid_threads();
 
 /// A command of what spaces separate in `line`.
 std::vector<std::string> words(const std::string& line);

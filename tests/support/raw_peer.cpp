@@ -32,6 +32,17 @@ Result check(Result result, const char* what)
     return result;
 }
 
+/// A call on a socket with a deadline is not restarted after the process was stopped (signal(7)).
+template <typename Call>
+auto not_interrupted(Call call)
+{
+    decltype(call()) count = 0;
+    do
+        count = call();
+    while (count < 0 && errno == EINTR);
+    return count;
+}
+
 void set_deadlines(int descriptor)
 {
     const timeval wait{std::chrono::duration_cast<std::chrono::seconds>(peer_deadline).count(), 0};
@@ -94,7 +105,8 @@ struct raw_peer::transport
     {
         for (std::size_t sent = 0; sent < bytes.size();)
         {
-            const ssize_t count = ::send(descriptor, bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
+            const ssize_t count = not_interrupted(
+                [&] { return ::send(descriptor, bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL); });
             if (count < 0)
                 return count;
             sent += static_cast<std::size_t>(count);
@@ -125,7 +137,8 @@ struct raw_peer::transport
     {
         const auto& self = *static_cast<const transport*>(BIO_get_data(bio));
         BIO_clear_retry_flags(bio);
-        const ssize_t count = ::recv(self.descriptor, data, static_cast<std::size_t>(size), 0);
+        const ssize_t count =
+            not_interrupted([&] { return ::recv(self.descriptor, data, static_cast<std::size_t>(size), 0); });
         if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
             BIO_set_retry_read(bio);
         self.at_end = count == 0;
@@ -181,7 +194,8 @@ raw_peer::raw_peer(int descriptor) : transport_(std::make_unique<transport>(desc
 raw_peer raw_peer::connect(const any_endpoint& endpoint)
 {
     raw_peer peer(open_socket(endpoint));
-    check(::connect(peer.descriptor(), endpoint.data(), static_cast<socklen_t>(endpoint.size())), "connect");
+    const auto size = static_cast<socklen_t>(endpoint.size());
+    check(not_interrupted([&] { return ::connect(peer.descriptor(), endpoint.data(), size); }), "connect");
     return peer;
 }
 
@@ -209,7 +223,8 @@ void raw_peer::send_all(std::string_view bytes)
 std::string raw_peer::recv_some(std::size_t most)
 {
     std::string bytes(most, '\0');
-    bytes.resize(static_cast<std::size_t>(check(::recv(descriptor(), bytes.data(), bytes.size(), 0), "recv")));
+    const ssize_t count = not_interrupted([&] { return ::recv(descriptor(), bytes.data(), bytes.size(), 0); });
+    bytes.resize(static_cast<std::size_t>(check(count, "recv")));
     return bytes;
 }
 

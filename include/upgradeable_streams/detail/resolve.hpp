@@ -5,10 +5,14 @@
 
 #include <upgradeable_streams/socket_address.hpp>
 
+#include <asio/async_result.hpp>
 #include <asio/error_code.hpp>
 #include <asio/ip/tcp.hpp>
+#include <asio/post.hpp>
 
+#include <memory>
 #include <string>
+#include <system_error>
 #include <utility>
 
 namespace upgradeable_streams::detail
@@ -41,12 +45,27 @@ struct resolve_query
         return apply([&](const auto&... query) { return resolver.resolve(query..., only_numbers, error); });
     }
 
-    /// As tcp::resolver::async_resolve.
+    /// As tcp::resolver::async_resolve, but where no thread can be started to resolve on that is the result: to throw
+    /// it would end the program, since in Asio 1.22 await_suspend is noexcept.
     template <typename CompletionToken>
     auto async_resolve(asio::ip::tcp::resolver& resolver, CompletionToken&& token) const
     {
-        return apply([&](const auto&... query)
-                     { return resolver.async_resolve(query..., flags, std::forward<CompletionToken>(token)); });
+        using results = asio::ip::tcp::resolver::results_type;
+        const auto begin = [this, &resolver](auto handler)
+        {
+            const auto kept = std::make_shared<decltype(handler)>(std::move(handler));
+            const auto complete = [kept](const asio::error_code& error, results found)
+            { (*kept)(error, std::move(found)); };
+            try
+            {
+                apply([&](const auto&... query) { resolver.async_resolve(query..., flags, complete); });
+            }
+            catch (const std::system_error& failed)
+            {
+                asio::post(resolver.get_executor(), [complete, error = failed.code()] { complete(error, {}); });
+            }
+        };
+        return asio::async_initiate<CompletionToken, void(asio::error_code, results)>(begin, token);
     }
 };
 
