@@ -1533,7 +1533,9 @@ TEST_CASE("reader: where nothing comes meanwhile, few reads do more than to wait
             co_await read_lines(link, 200, 10);
             receives = {};
             co_await read_lines(link, 200, 10);
+#ifdef ASIO_HAS_EPOLL // without it a wait makes no call
             CHECK(receives.in_vain >= 200);
+#endif
             CHECK(receives.in_vain <= 205);
         });
 }
