@@ -31,6 +31,7 @@
 #include <vector>
 
 #include <poll.h>
+#include <sys/socket.h>
 
 namespace us = upgradeable_streams;
 using asio::awaitable;
@@ -379,6 +380,32 @@ TEST_CASE("start_tls<within_tls>: poll tells without waiting what the peer has s
             link.peer_writer.close();
             co_await link.peer_writer.wait_closed();
             co_await link.writer.wait_closed();
+        });
+}
+
+TEST_CASE("start_tls<within_tls>: the first poll tells what has come, of whatever size and though it has ended")
+{
+    const int depth = GENERATE(0, 1, 2);
+    const auto size = GENERATE(as<std::size_t>{}, 1, 600, 4000, 20'000);
+    CAPTURE(depth, size);
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            test::stream_link link = co_await test::link_of_streams(encrypted(us::tls_role::client));
+            for (int i = 0; i < depth; ++i)
+                co_await go_deeper(link);
+            us::stream_reader& reader = link.peer_reader;
+            CHECK_FALSE(reader.poll());
+            link.writer.write(std::string(size, 'x'));
+            co_await test::eventually([&] { return link.writer.get_write_buffer_size() == 0; });
+            REQUIRE(::shutdown(link.writer.get_extra_info<"socket">().value(), SHUT_WR) == 0);
+            ::pollfd ended = {
+                .fd = link.peer_writer.get_extra_info<"socket">().value(), .events = POLLRDHUP, .revents = 0};
+            co_await test::eventually([&] { return ::poll(&ended, 1, 0) == 1; });
+            CHECK(reader.poll());
+            const std::string all = co_await reader.readexactly(size);
+            CHECK(all == std::string(size, 'x'));
+            CHECK_THROWS_AS(reader.poll(), std::system_error); // cut off
         });
 }
 

@@ -186,7 +186,9 @@ void forbid_threads()
 {
     constexpr uid_t nobody = 65534;
     constexpr rlimit one{1, 1};
-    if ((::getuid() == 0 && ::setuid(nobody) != 0) || ::setrlimit(RLIMIT_NPROC, &one) != 0)
+    const bool is_nobody = ::getuid() != 0 || ::setuid(nobody) == 0;
+    const bool is_limited_root = !is_nobody && errno == EINVAL; // of a namespace in which there is no other user
+    if (!(is_nobody || is_limited_root) || ::setrlimit(RLIMIT_NPROC, &one) != 0)
         throw std::system_error(errno, std::system_category(), "a limit of processes");
 }
 

@@ -62,8 +62,9 @@ protected:
     /// A pending async_receive has asio::error::operation_aborted for its result; so has what is being sent.
     virtual void cancel() = 0;
 
-    /// Has the next read_some look what there is, though the last has found nothing more.
-    virtual void look_again() = 0;
+    /// Has the next read_some look what there is, though the last has found nothing more. Returns: whether what it
+    /// finds may be less than what has come.
+    virtual bool look_again() = 0;
 
     /// asio::error::would_block when there is nothing.
     virtual std::size_t read_some(asio::mutable_buffer buffer, asio::error_code& error) = 0;

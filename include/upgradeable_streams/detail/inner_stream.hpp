@@ -94,14 +94,14 @@ public:
     std::size_t receive_at_once(const asio::mutable_buffer& memory, asio::error_code& error)
     try
     {
-        if (!tells_at_once() || !reader_.poll())
-        {
-            error = asio::error::would_block;
-            return 0;
-        }
+        if (tells_at_once())
+            reader_.poll();
         const std::size_t size = asio::buffer_copy(memory, asio::buffer(outer_->received()));
         outer_->discard(size);
-        error = size > 0 ? asio::error_code() : asio::error::eof;
+        if (size > 0)
+            error.clear();
+        else
+            error = outer_->eof() ? asio::error_code(asio::error::eof) : asio::error::would_block;
         return size;
     }
     catch (...)

@@ -68,6 +68,7 @@ public:
     std::size_t read_now(asio::mutable_buffer memory);
 
     /// As receive_now, also when a wait is what would come next, and whatever the connection has spent of its turn.
+    /// True too where the stream holds still more of what is no data.
     bool poll()
     {
         if (!received().empty() || eof_)
@@ -75,11 +76,16 @@ public:
         if (!tells_at_once())
             throw std::system_error(std::make_error_code(std::errc::operation_not_supported),
                                     "poll: only a socket, or TLS over one, tells without waiting what has come");
-        look_again();
         const std::size_t spent = std::exchange(spent_, 0);
-        const bool has_come = receive_now();
+        bool has_come = false;
+        bool is_more = true;
+        for (int looks = 0; is_more && !has_come && looks < most_looks; ++looks)
+        {
+            is_more = look_again();
+            has_come = receive_now();
+        }
         spent_ = spent;
-        return has_come;
+        return has_come || is_more;
     }
 
     /// Waits until there may be something to receive or others had their turn; receive_now has to have found nothing.
@@ -137,6 +143,9 @@ protected:
 private:
     static constexpr std::size_t smallest_large_receive = 4 * 1024;
     static constexpr std::size_t largest_receive = 64 * 1024;
+
+    /// Of a poll: in the sessions of TLS within TLS a record comes in parts, of a size that grows.
+    static constexpr int most_looks = 16;
 
     void end_reading(const asio::error_code& told);
     void settle_to_wait();

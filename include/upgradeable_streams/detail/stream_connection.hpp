@@ -85,11 +85,11 @@ private:
         stream_.lowest_layer().cancel(ignored);
     }
 
-    void look_again() override
+    bool look_again() override
     {
         is_dry_ = false;
-        if (auto* const tls = stream_.state_->tls())
-            tls->core().look_again();
+        auto* const tls = stream_.state_->tls();
+        return tls && tls->core().look_again();
     }
 
     std::size_t read_some(asio::mutable_buffer buffer, asio::error_code& error) override

@@ -173,10 +173,10 @@ public:
     {
         asio::error_code error;
         const std::size_t size = receive_at_once(next_, prepare(), error);
-        if (error == asio::error::would_block)
-            return false;
-        received(error, size);
-        return true;
+        if (error != asio::error::would_block)
+            return !received(error, size);
+        release_room();
+        return false;
     }
 
     /// Waits until there may be more to read; what `handler` is given goes to `received`. One at a time.
@@ -257,13 +257,14 @@ public:
         return {};
     }
 
-    /// Others have had their turn, or received or sent something: there may be more to read.
-    void look_again()
+    /// Others have had their turn, or received or sent something: there may be more to read. Returns: whether something
+    /// was received, behind which there may be more; of a socket the engine receives itself.
+    bool look_again()
     {
         engine.begin_turn();
         engine.may_hold(!receiving_);
-        if (!is_socket<next_layer_type> && !receiving_ && engine.fed().empty()) // the engine asks a socket itself
-            receive();
+        return !is_socket<next_layer_type> && engine.is_established() && !receiving_ && engine.fed().empty() &&
+               receive();
     }
 
     /// Gives back the memory of the handshake.

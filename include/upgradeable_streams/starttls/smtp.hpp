@@ -40,7 +40,7 @@ namespace starttls
 asio::awaitable<negotiated> smtp(const stream_reader& reader, const stream_writer& writer,
                                  const starttls_options& options = {});
 
-/// As `smtp`, with LHLO in place of EHLO.
+/// As `smtp`, with LHLO in place of EHLO. Its servers answer with `answer_smtp`.
 asio::awaitable<negotiated> lmtp(const stream_reader& reader, const stream_writer& writer,
                                  const starttls_options& options = {});
 
