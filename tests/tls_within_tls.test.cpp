@@ -156,6 +156,16 @@ awaitable<void> go_deeper(test::stream_link& link)
     co_await other.join();
 }
 
+/// Both ends stop the innermost session.
+awaitable<void> come_up(test::stream_link& link)
+{
+    const auto executor = co_await asio::this_coro::executor;
+    auto other = test::spawn(executor, [&]() -> awaitable<void>
+                             { std::tie(link.peer_reader, link.peer_writer) = co_await link.peer_writer.stop_tls(); });
+    std::tie(link.reader, link.writer) = co_await link.writer.stop_tls();
+    co_await other.join();
+}
+
 } // namespace
 
 TEST_CASE("start_tls<within_tls>: through an HTTPS proxy the target is verified for its own name")
@@ -348,18 +358,11 @@ TEST_CASE("start_tls<within_tls>: poll tells without waiting what the peer has s
     test::run(
         [&]() -> awaitable<void>
         {
-            const auto executor = co_await asio::this_coro::executor;
             test::stream_link link = co_await test::link_of_streams(encrypted(us::tls_role::client));
             for (int i = 0; i < depth; ++i)
                 co_await go_deeper(link);
             if (is_innermost_stopped)
-            {
-                auto other = test::spawn(
-                    executor, [&]() -> awaitable<void>
-                    { std::tie(link.peer_reader, link.peer_writer) = co_await link.peer_writer.stop_tls(); });
-                std::tie(link.reader, link.writer) = co_await link.writer.stop_tls();
-                co_await other.join();
-            }
+                co_await come_up(link);
             us::stream_reader& reader = link.peer_reader; // the one whose sessions are over a socket
             REQUIRE(reader.is_tls() == !is_innermost_stopped);
             for (int i = 0; i < 3; ++i)
@@ -461,15 +464,11 @@ TEST_CASE("start_tls<within_tls>: the inner session can be stopped and begun aga
             co_await go_deeper(link);
             for (int i = 0; i < 3; ++i)
             {
-                auto other = test::spawn(
-                    executor, [&]() -> awaitable<void>
-                    { std::tie(link.peer_reader, link.peer_writer) = co_await link.peer_writer.stop_tls(); });
-                std::tie(link.reader, link.writer) = co_await link.writer.stop_tls();
-                co_await other.join();
+                co_await come_up(link);
                 link.writer.write("between\n");
                 const std::string between = co_await link.peer_reader.readline();
                 CHECK(between == "between\n");
-                other = test::spawn(
+                auto other = test::spawn(
                     executor, [&]() -> awaitable<void>
                     { std::tie(link.peer_reader, link.peer_writer) = co_await link.peer_writer.start_tls(); });
                 std::tie(link.reader, link.writer) = co_await link.writer.start_tls();
@@ -486,14 +485,9 @@ TEST_CASE("start_tls<within_tls>: behind an inner session that was stopped write
     test::run(
         [&]() -> awaitable<void>
         {
-            const auto executor = co_await asio::this_coro::executor;
             test::stream_link link = co_await test::link_of_streams(encrypted(us::tls_role::client));
             co_await go_deeper(link);
-            const auto other = test::spawn(
-                executor, [&]() -> awaitable<void>
-                { std::tie(link.peer_reader, link.peer_writer) = co_await link.peer_writer.stop_tls(); });
-            std::tie(link.reader, link.writer) = co_await link.writer.stop_tls();
-            co_await other.join();
+            co_await come_up(link);
             CHECK(link.writer.can_write_eof());
             link.writer.write("tail");
             link.writer.write_eof();
@@ -510,16 +504,11 @@ TEST_CASE("start_tls<within_tls>: in plain text within TLS 1.2 there is no write
     test::run(
         [&]() -> awaitable<void>
         {
-            const auto executor = co_await asio::this_coro::executor;
             us::connection_options options = encrypted(us::tls_role::client);
             options.ssl = &test::tls12_client_context();
             test::stream_link link = co_await test::link_of_streams(options);
             co_await go_deeper(link);
-            const auto other = test::spawn(
-                executor, [&]() -> awaitable<void>
-                { std::tie(link.peer_reader, link.peer_writer) = co_await link.peer_writer.stop_tls(); });
-            std::tie(link.reader, link.writer) = co_await link.writer.stop_tls();
-            co_await other.join();
+            co_await come_up(link);
             CHECK_FALSE(link.writer.can_write_eof());
             CHECK_THROWS_AS(link.writer.write_eof(), std::system_error);
             link.writer.write("unharmed\n");
