@@ -34,6 +34,9 @@ if(Asio_FOUND AND NOT TARGET Asio::asio)
     target_compile_definitions(Asio::asio INTERFACE ASIO_STANDALONE)
     # Asio decides this by what was included before it; a program must decide it once.
     target_compile_definitions(Asio::asio INTERFACE "$<$<PLATFORM_ID:Linux,Darwin,FreeBSD>:ASIO_HAS_STD_ALIGNED_ALLOC=1>")
+    if(WIN32)
+        target_link_libraries(Asio::asio INTERFACE ws2_32 mswsock)
+    endif()
     # Before 1.26 Asio looks for <experimental/coroutine> under clang and does not see <coroutine>.
     if(Asio_VERSION VERSION_LESS 1.26)
         target_compile_definitions(Asio::asio INTERFACE

@@ -25,6 +25,11 @@ cmake_path(RELATIVE_PATH CMAKE_INSTALL_PREFIX
 cmake_path(RELATIVE_PATH CMAKE_INSTALL_FULL_INCLUDEDIR
     BASE_DIRECTORY "${CMAKE_INSTALL_FULL_DATADIR}/pkgconfig"
     OUTPUT_VARIABLE pc_includedir)
+if(WIN32)
+    set(pc_libs "-lws2_32 -lmswsock")
+else()
+    set(pc_cflags "-DASIO_HAS_STD_ALIGNED_ALLOC=1")
+endif()
 configure_file("${PROJECT_SOURCE_DIR}/cmake/upgradeable_streams.pc.in"
     "${PROJECT_BINARY_DIR}/upgradeable_streams.pc" @ONLY)
 install(FILES "${PROJECT_BINARY_DIR}/upgradeable_streams.pc" DESTINATION "${CMAKE_INSTALL_DATADIR}/pkgconfig")

@@ -4,6 +4,7 @@
 #include "support/socket_pair.hpp"
 #include "support/temporary_directory.hpp"
 
+#include <asio/generic/stream_protocol.hpp>
 #include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/local/stream_protocol.hpp>
@@ -39,6 +40,13 @@ TEST_CASE("socket_address: an IPv6 endpoint has its host in brackets")
     CHECK(address.port == 65535);
     CHECK(!address.is_unix);
     CHECK(address.to_string() == "[::1]:65535");
+}
+
+TEST_CASE("socket_address: an IP endpoint may be larger than its address, as Asio gives them on Windows")
+{
+    asio::generic::stream_protocol::endpoint larger(endpoint("127.0.0.1", 25));
+    larger.resize(larger.capacity());
+    CHECK(us::socket_address(larger).to_string() == "127.0.0.1:25");
 }
 
 TEST_CASE("socket_address: the scope of a link-local IPv6 address is kept")

@@ -131,8 +131,10 @@ template <typename Socket>
     requires requires { typename Socket::lowest_layer_type; }
 asio::awaitable<stream_pair> open_connection(Socket socket, const connection_options& options = {});
 
-/// Connects to a Unix domain socket (asyncio.open_unix_connection); errors as open_connection.
+#ifndef _WIN32
+/// Connects to a Unix domain socket (asyncio.open_unix_connection); errors as open_connection. Not on Windows.
 asio::awaitable<stream_pair> open_unix_connection(std::string_view path, const connection_options& options = {});
+#endif
 
 namespace detail
 {
@@ -228,6 +230,22 @@ inline asio::awaitable<stream_pair> open_tcp_connection(std::shared_ptr<tcp_conn
     co_return pair;
 }
 
+} // namespace detail
+
+UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> open_connection(std::string_view host, port_number port,
+                                                                      const connection_options& options)
+{
+    detail::refuse_role(options);
+    auto connector = std::make_shared<detail::tcp_connector>(host, port, options);
+    return detail::open_tcp_connection(std::move(connector), detail::make_client_settings(options, host),
+                                       options.ssl && !options.upgradeable);
+}
+
+#ifndef _WIN32
+
+namespace detail
+{
+
 inline asio::awaitable<stream_pair> open_unix_connection(std::string path, std::chrono::steady_clock::duration timeout,
                                                          connection_settings settings, bool tls)
 {
@@ -265,15 +283,6 @@ inline asio::awaitable<stream_pair> open_unix_connection(std::string path, std::
 
 } // namespace detail
 
-UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> open_connection(std::string_view host, port_number port,
-                                                                      const connection_options& options)
-{
-    detail::refuse_role(options);
-    auto connector = std::make_shared<detail::tcp_connector>(host, port, options);
-    return detail::open_tcp_connection(std::move(connector), detail::make_client_settings(options, host),
-                                       options.ssl && !options.upgradeable);
-}
-
 UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> open_unix_connection(std::string_view path,
                                                                            const connection_options& options)
 {
@@ -283,6 +292,8 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> open_unix_connection(std::
     return detail::open_unix_connection(std::string(path), options.connect_timeout,
                                         detail::make_client_settings(options, {}), options.ssl && !options.upgradeable);
 }
+
+#endif
 
 #endif
 

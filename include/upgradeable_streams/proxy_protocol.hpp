@@ -5,6 +5,7 @@
 
 #include <upgradeable_streams/detail/byte_order.hpp>
 #include <upgradeable_streams/detail/compilation.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 
@@ -84,15 +85,10 @@ inline std::optional<std::string_view> take_field(std::string_view& line, std::s
 
 inline asio::ip::address parse_proxy_address(std::string_view text, bool is_v6)
 {
-    asio::error_code error;
-    asio::ip::address address;
-    if (is_v6)
-        address = asio::ip::make_address_v6(std::string(text), error);
-    else
-        address = asio::ip::make_address_v4(std::string(text), error);
-    if (error)
+    const auto address = parse_address(text);
+    if (!address || address->is_v6() != is_v6)
         refuse_proxy_header("an address is malformed");
-    return address;
+    return *address;
 }
 
 inline std::uint16_t parse_proxy_port(std::string_view text)

@@ -14,7 +14,6 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
-#include <sys/un.h>
 
 namespace upgradeable_streams
 {
@@ -42,11 +41,11 @@ struct socket_address
         if (family == AF_INET || family == AF_INET6)
         {
             asio::ip::tcp::endpoint ip;
-            ip.resize(endpoint.size());
-            std::memcpy(ip.data(), endpoint.data(), endpoint.size());
+            std::memcpy(ip.data(), endpoint.data(), std::min(endpoint.size(), ip.capacity())); // Windows gives more
             host = text_of(ip.address());
             port = ip.port();
         }
+#ifndef _WIN32
         else if (family == AF_UNIX)
         {
             is_unix = true;
@@ -55,6 +54,7 @@ struct socket_address
             if (endpoint.size() > offset)
                 host.assign(path, std::min(endpoint.size() - offset, std::strlen(path)));
         }
+#endif
     }
 
     /// `127.0.0.1:25`, `[::1]:25` or the path.

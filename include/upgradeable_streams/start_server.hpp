@@ -83,8 +83,9 @@ struct server_options
 
     ip_family family = ip_family::any;                       ///< Of the addresses that are bound.
     int backlog = asio::socket_base::max_listen_connections; ///< Of connections that wait to be accepted.
-    bool reuse_address = true; ///< Bind in spite of earlier connections that linger (SO_REUSEADDR); of TCP.
-    bool reuse_port = false;   ///< Share the port with other processes that do (SO_REUSEPORT); of TCP.
+    bool reuse_address = true; ///< Bind in spite of earlier connections that linger (SO_REUSEADDR); of TCP. Windows
+                               ///< does always, and is asked to give the port to nobody else (SO_EXCLUSIVEADDRUSE).
+    bool reuse_port = false;   ///< Share the port with other processes that do (SO_REUSEPORT); of TCP, not on Windows.
     bool keep_alive = false;   ///< Of each connection (SO_KEEPALIVE); of TCP.
 
     /// False only binds; server::start_serving or serve_forever begins to listen.
@@ -237,13 +238,15 @@ private:
 asio::awaitable<server> start_server(connection_handler handler, string_list hosts, port_number port,
                                      const server_options& options = {});
 
-/// Listens on a Unix domain socket (asyncio.start_unix_server).
+#ifndef _WIN32
+/// Listens on a Unix domain socket (asyncio.start_unix_server). Not on Windows.
 ///
 /// Effects: a socket file that nobody listens on any more is replaced; the file is removed when the server closes.
 ///
 /// Errors: as start_server; std::errc::address_in_use when another process listens, or the file is no socket.
 asio::awaitable<server> start_unix_server(connection_handler handler, std::string_view path,
                                           const server_options& options = {});
+#endif
 
 /// Listens on a socket that is bound already, and may listen (asyncio's `sock`), as one that a service manager opened.
 ///
@@ -297,6 +300,10 @@ UPGRADEABLE_STREAMS_DECL detail::listener_settings detail::make_server_settings(
         throw std::invalid_argument("detect_timeout needs detect_tls");
     if (options.detect_timeout)
         require_positive(*options.detect_timeout, "detect_timeout");
+#ifdef _WIN32
+    if (options.reuse_port)
+        throw std::invalid_argument("Windows has no reuse_port");
+#endif
     auto connection = make_settings(options, tls_role::server, {});
     const auto detect_timeout = options.detect_timeout.value_or(connection.tls.handshake_timeout);
     connection.handshakes = std::make_shared<handshake_limit>(options.max_handshakes);
@@ -326,6 +333,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<server> start_server(connection_handler
     return detail::start_server(detail::make_server_settings(handler, options), bind, options.start_serving);
 }
 
+#ifndef _WIN32
 UPGRADEABLE_STREAMS_DECL asio::awaitable<server> start_unix_server(connection_handler handler, std::string_view path,
                                                                    const server_options& options)
 {
@@ -340,6 +348,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<server> start_unix_server(connection_ha
     };
     return detail::start_server(detail::make_server_settings(handler, options), bind, options.start_serving);
 }
+#endif
 
 UPGRADEABLE_STREAMS_DECL asio::awaitable<void> server::serve_forever(detail::checked_ptr<handle> h)
 {

@@ -43,7 +43,7 @@ struct key_pair_options
     std::string_view private_key_file = {};
     std::string_view private_key_password = {}; ///< For an encrypted key; nobody is asked at the terminal.
 
-    /// Accept a key file that the group or others can read.
+    /// Accept a key file that the group or others can read; on Windows nobody looks.
     bool allow_readable_private_key = false;
 
     // In place of the files, what would be in them:
@@ -78,7 +78,7 @@ struct client_context_options
 
     /// For Wireshark and the like: a file to which the secrets of each session are appended, in the format of
     /// SSLKEYLOGFILE. Whoever reads it reads the traffic: one that is another user's, or that others can read, is an
-    /// error.
+    /// error; on Windows nobody looks.
     std::string_view key_log_file = {};
 };
 
@@ -227,8 +227,8 @@ UPGRADEABLE_STREAMS_DECL asio::ssl::context create_client_context(const client_c
         ERR_clear_error();
         if (!authorities.empty())
             detail::add_trust_anchors(context, authorities);
-        else if (!SSL_CTX_set_default_verify_paths(handle))
-            detail::throw_openssl_error("the system's trust store");
+        else
+            detail::add_system_trust_anchors(handle);
         if (!revoked.empty())
             detail::refuse_revoked(context, revoked);
         context.set_verify_mode(asio::ssl::verify_peer);

@@ -5,7 +5,11 @@
 
 #include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/resolve.hpp>
+#include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/socket_address.hpp>
+#ifndef _WIN32
+#include <upgradeable_streams/detail/unix_socket_file.hpp>
+#endif
 
 #include <asio/any_io_executor.hpp>
 #include <asio/awaitable.hpp>
@@ -21,14 +25,9 @@
 #include <asio/use_awaitable.hpp>
 
 #include <algorithm>
-#include <cerrno>
 #include <optional>
 #include <string>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <system_error>
-#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -65,12 +64,13 @@ public:
 
     bound_sockets(const bound_sockets&) = delete;
     bound_sockets& operator=(const bound_sockets&) = delete;
-    ~bound_sockets() { remove_file(); }
 
     /// Binds every address of every host; an address that this machine does not have is passed over while there is
     /// another.
     asio::awaitable<void> bind(std::vector<std::string> hosts, std::string service, ip_family family);
+#ifndef _WIN32
     void bind_unix(const std::string& path);
+#endif
 
     /// A socket that its owner has bound; a file of its stays.
     void adopt(any_acceptor acceptor);
@@ -88,22 +88,15 @@ public:
     auto end() { return sockets_.end(); }
 
 private:
-    /// A Unix domain socket's file, told apart from another's that may have taken its place.
-    struct socket_file
-    {
-        std::string path;
-        dev_t device;
-        ino_t inode;
-    };
-
     asio::error_code bind(const asio::generic::stream_protocol::endpoint& endpoint);
     asio::error_code bind_all(std::vector<asio::ip::tcp::endpoint> endpoints, asio::ip::tcp::endpoint& failed);
-    void remove_file();
 
     asio::any_io_executor executor_;
     const listening_options options_;
     std::vector<bound_socket> sockets_; ///< Stays where it is once bound.
-    std::optional<socket_file> file_;
+#ifndef _WIN32
+    std::optional<unix_socket_file> file_;
+#endif
 };
 
 #ifdef UPGRADEABLE_STREAMS_DEFINITIONS
@@ -116,13 +109,23 @@ UPGRADEABLE_STREAMS_DECL asio::error_code bound_sockets::bind(const asio::generi
     acceptor.open(endpoint.protocol(), error);
     if (error)
         return error;
-    if (family != AF_UNIX)
-        acceptor.set_option(asio::socket_base::reuse_address(options_.reuse_address), error);
-    if (family == AF_INET6 && !error)
+    if (family == AF_INET6)
         acceptor.set_option(asio::ip::v6_only(true), error);
-    if (const int on = 1; options_.reuse_port && !error &&
-                          ::setsockopt(acceptor.native_handle(), SOL_SOCKET, SO_REUSEPORT, &on, sizeof on) != 0)
-        error.assign(errno, asio::error::get_system_category());
+    const auto set = [&](int option)
+    {
+        const int on = 1;
+        if (!error && ::setsockopt(acceptor.native_handle(), SOL_SOCKET, option, reinterpret_cast<const char*>(&on),
+                                   sizeof on) != 0)
+            error = last_error();
+    };
+#ifdef _WIN32 // where SO_REUSEADDR is what SO_REUSEPORT is elsewhere, and others may set it
+    set(SO_EXCLUSIVEADDRUSE);
+#else
+    if (options_.reuse_address && family != AF_UNIX)
+        set(SO_REUSEADDR);
+    if (options_.reuse_port)
+        set(SO_REUSEPORT);
+#endif
     if (!error)
         acceptor.bind(endpoint, error);
     if (!error)
@@ -146,7 +149,8 @@ UPGRADEABLE_STREAMS_DECL asio::error_code bound_sockets::bind_all(std::vector<as
         if (endpoint.port() == 0 && !sockets_.empty())
             endpoint.port(sockets_.front().address.port);
         const asio::error_code error = bind(endpoint);
-        const bool missing = error.value() == EADDRNOTAVAIL || error == asio::error::address_family_not_supported;
+        const bool missing =
+            error.value() == address_not_available || error == asio::error::address_family_not_supported;
         if (!error || (missing && first_error))
             continue;
         failed = endpoint;
@@ -192,29 +196,19 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> bound_sockets::bind(std::vector<s
         throw std::system_error(error, "cannot listen on " + socket_address(failed).to_string());
 }
 
+#ifndef _WIN32
 UPGRADEABLE_STREAMS_DECL void bound_sockets::bind_unix(const std::string& path)
 {
-    if (path.size() >= sizeof(sockaddr_un::sun_path))
-        throw std::system_error(asio::error::name_too_long, "cannot listen on " + path);
-    const asio::local::stream_protocol::endpoint endpoint(path);
     asio::error_code error;
-    struct stat status;
-    if (::lstat(path.c_str(), &status) == 0)
-    {
-        asio::local::stream_protocol::socket probe(executor_);
-        probe.open();
-        probe.non_blocking(true);
-        probe.connect(endpoint, error);
-        if (!S_ISSOCK(status.st_mode) || error != asio::error::connection_refused)
-            throw std::system_error(std::make_error_code(std::errc::address_in_use), "cannot listen on " + path);
-        ::unlink(path.c_str());
-    }
-    error = bind(endpoint);
+    if (path.size() >= sizeof(sockaddr_un::sun_path))
+        error = asio::error::name_too_long;
+    else if (error = unix_socket_file::remove_stale(path, executor_); !error)
+        error = bind(asio::local::stream_protocol::endpoint(path));
     if (error)
         throw std::system_error(error, "cannot listen on " + path);
-    if (::lstat(path.c_str(), &status) == 0)
-        file_ = socket_file{path, status.st_dev, status.st_ino};
+    file_.emplace(path);
 }
+#endif
 
 UPGRADEABLE_STREAMS_DECL void bound_sockets::listen()
 {
@@ -229,8 +223,9 @@ UPGRADEABLE_STREAMS_DECL void bound_sockets::listen()
 
 UPGRADEABLE_STREAMS_DECL void bound_sockets::close()
 {
-    // While the socket is open no other file can have its inode.
-    remove_file();
+#ifndef _WIN32
+    file_.reset();
+#endif
     asio::error_code ignored;
     for (bound_socket& each : sockets_)
         each.acceptor.close(ignored);
@@ -249,15 +244,6 @@ UPGRADEABLE_STREAMS_DECL std::vector<socket_address> bound_sockets::addresses() 
     for (const bound_socket& each : sockets_)
         made.push_back(each.address);
     return made;
-}
-
-UPGRADEABLE_STREAMS_DECL void bound_sockets::remove_file()
-{
-    struct stat status;
-    const auto file = std::exchange(file_, std::nullopt);
-    if (file && ::lstat(file->path.c_str(), &status) == 0 && status.st_dev == file->device &&
-        status.st_ino == file->inode)
-        ::unlink(file->path.c_str());
 }
 
 #endif

@@ -11,7 +11,6 @@
 #include <upgradeable_streams/detail/server_identity.hpp>
 #include <upgradeable_streams/detail/text.hpp>
 
-#include <asio/ip/address.hpp>
 #include <asio/ssl/context.hpp>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
@@ -97,9 +96,7 @@ UPGRADEABLE_STREAMS_DECL void contexts_by_name::add(std::string_view given, asio
         refuse("has an empty label");
     if (const char* const reason = why_no_dns_name(name))
         refuse(reason);
-    asio::error_code not_an_address;
-    asio::ip::make_address(name, not_an_address);
-    if (!not_an_address)
+    if (parse_address(name))
         refuse("is an address; clients ask for DNS names only");
     if (!is_host_name(labels))
         refuse("holds a character that no client asks for");

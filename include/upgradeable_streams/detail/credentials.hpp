@@ -105,8 +105,10 @@ inline void load_certificate_chain(asio::ssl::context& context, const pem_source
         chain.refuse(error);
 }
 
-inline void refuse_readable(const pem_source& key)
+/// On Windows nothing: there it is the folder that says who can read a file.
+inline void refuse_readable([[maybe_unused]] const pem_source& key)
 {
+#ifndef _WIN32
     using std::filesystem::perms;
     std::error_code error;
     const auto status = std::filesystem::status(key.file(), error);
@@ -116,6 +118,7 @@ inline void refuse_readable(const pem_source& key)
         throw std::system_error(std::make_error_code(std::errc::operation_not_permitted),
                                 key.describe() +
                                     " can be read by others; chmod 600 it, or set allow_readable_private_key");
+#endif
 }
 
 /// The key of the certificate that `chain` gave.
@@ -163,6 +166,17 @@ inline void add_trust_anchors(asio::ssl::context& context, const pem_source& aut
         [&](asio::const_buffer data, asio::error_code& e) { context.add_certificate_authority(data, e); });
     if (error)
         authorities.refuse(error);
+}
+
+/// Those of the system, which OpenSSL reads on Windows from 3.2 on.
+inline void add_system_trust_anchors(SSL_CTX* context)
+{
+    bool is_done = SSL_CTX_set_default_verify_paths(context);
+#ifdef _WIN32
+    is_done = is_done && SSL_CTX_load_verify_store(context, "org.openssl.winstore://");
+#endif
+    if (!is_done)
+        throw_openssl_error("the system's trust store");
 }
 
 /// Tells clients whose certificates are accepted.

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_ERASED_STREAM_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_ERASED_STREAM_HPP
 
+#include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
 
 #include <asio/awaitable.hpp>
@@ -51,7 +52,7 @@ public:
 
     /// What is at the other end is another server from here on: a later upgrade is for that one.
     virtual void turn_to(std::string_view server) = 0;
-    virtual std::optional<int> native_socket() = 0;
+    virtual std::optional<socket_descriptor> native_socket() = 0;
 
     /// Whether read_some finds what has come, also where nothing has waited for it.
     virtual bool tells_at_once() const = 0;

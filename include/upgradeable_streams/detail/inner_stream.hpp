@@ -80,7 +80,7 @@ public:
     socket_address remote_endpoint(asio::error_code& error) const { return address(outer_->peername(), error); }
     socket_address local_endpoint(asio::error_code& error) const { return address(outer_->sockname(), error); }
     bool is_open() const { return outer_->native_socket().has_value(); }
-    int native_handle() const { return *outer_->native_socket(); }
+    socket_descriptor native_handle() const { return *outer_->native_socket(); }
 
     bool can_write_eof() const { return writer_.can_write_eof(); }
 

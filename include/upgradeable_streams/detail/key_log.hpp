@@ -10,7 +10,11 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#ifdef _WIN32
+#include <io.h>
+#else
 #include <unistd.h>
+#endif
 
 #include <cerrno>
 #include <string>
@@ -20,39 +24,81 @@
 namespace upgradeable_streams::detail
 {
 
+#ifdef _WIN32
+
+inline int open_to_append(const char* path)
+{
+    return ::_open(path, _O_WRONLY | _O_APPEND | _O_CREAT | _O_BINARY | _O_NOINHERIT, _S_IREAD | _S_IWRITE);
+}
+
+/// Who can read it, its folder says.
+inline bool is_secret(int)
+{
+    return true;
+}
+
+inline void append(int file, std::string_view bytes)
+{
+    [[maybe_unused]] const auto written = ::_write(file, bytes.data(), static_cast<unsigned>(bytes.size()));
+}
+
+inline void close_file(int file)
+{
+    ::_close(file);
+}
+
+#else
+
+inline int open_to_append(const char* path)
+{
+    return ::open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0600);
+}
+
+/// Whether a file is this user's, and no other's to read. What is no regular file keeps nothing.
+inline bool is_secret(int file)
+{
+    struct stat status = {};
+    return ::fstat(file, &status) == 0 &&
+           (!S_ISREG(status.st_mode) || (status.st_uid == ::geteuid() && (status.st_mode & (S_IRWXG | S_IRWXO)) == 0));
+}
+
+inline void append(int file, std::string_view bytes)
+{
+    [[maybe_unused]] const auto written = ::write(file, bytes.data(), bytes.size());
+}
+
+inline void close_file(int file)
+{
+    ::close(file);
+}
+
+#endif
+
 /// Kept in the SSL_CTX.
 class key_log
 {
 public:
-    explicit key_log(const std::string& path)
-        : descriptor_(::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0600))
+    explicit key_log(const std::string& path) : file_(open_to_append(path.c_str()))
     {
         const std::string what = "key log file \"" + path + "\"";
-        if (descriptor_ < 0)
+        if (file_ < 0)
             throw std::system_error(errno, std::generic_category(), what);
-        struct stat status = {};
-        const bool is_known = ::fstat(descriptor_, &status) == 0;
-        const bool is_own = status.st_uid == ::geteuid() && (status.st_mode & (S_IRWXG | S_IRWXO)) == 0;
-        if (is_known && (!S_ISREG(status.st_mode) || is_own))
+        if (is_secret(file_))
             return;
-        ::close(descriptor_);
+        close_file(file_);
         throw std::system_error(std::make_error_code(std::errc::operation_not_permitted),
                                 what + " is another user's or can be read by others; chmod 600 it");
     }
 
-    ~key_log() { ::close(descriptor_); }
+    ~key_log() { close_file(file_); }
     key_log(const key_log&) = delete;
     key_log& operator=(const key_log&) = delete;
 
     /// Appends a line, whole also where several threads and processes do. What cannot be written is dropped.
-    void write(std::string line) const
-    {
-        line += '\n';
-        [[maybe_unused]] const auto written = ::write(descriptor_, line.data(), line.size());
-    }
+    void write(std::string line) const { append(file_, line += '\n'); }
 
 private:
-    int descriptor_;
+    int file_;
 };
 
 inline void write_to_key_log(const SSL* ssl, const char* line)

@@ -23,8 +23,10 @@ class record_buffer
 {
 public:
     /// For the records of so many bytes, or more.
-    explicit record_buffer(std::size_t plain) : storage_(std::exchange(spare(), {}))
+    explicit record_buffer(std::size_t plain)
     {
+        if (storage* const kept = spare())
+            storage_ = std::exchange(*kept, {});
         constexpr std::size_t record = SSL3_RT_HEADER_LENGTH + SSL3_RT_MAX_ENCRYPTED_LENGTH;
         const std::size_t needed = (std::min(plain, tls_batch) / SSL3_RT_MAX_PLAIN_LENGTH + 1) * record;
         if (storage_.capacity >= needed)
@@ -33,7 +35,11 @@ public:
         storage_ = {std::unique_ptr<char[]>(new char[needed]), needed};
     }
 
-    ~record_buffer() { spare() = std::move(storage_); }
+    ~record_buffer()
+    {
+        if (storage* const kept = spare())
+            *kept = std::move(storage_);
+    }
 
     record_buffer(const record_buffer&) = delete;
     record_buffer& operator=(const record_buffer&) = delete;
@@ -57,10 +63,15 @@ private:
         std::size_t capacity = 0;
     };
 
-    static storage& spare()
+    /// Null under MinGW, where what is thread_local loses its memory before it is destroyed (GCC bug 80816).
+    static storage* spare()
     {
+#ifdef __MINGW32__
+        return nullptr;
+#else
         static thread_local storage kept;
-        return kept;
+        return &kept;
+#endif
     }
 
     storage storage_;

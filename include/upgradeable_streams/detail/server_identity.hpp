@@ -6,9 +6,6 @@
 #include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/text.hpp>
 
-#include <asio/error_code.hpp>
-#include <asio/ip/address.hpp>
-
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -52,10 +49,9 @@ UPGRADEABLE_STREAMS_DECL server_identity server_identity::parse(std::string_view
     const bool is_bracketed = name.size() > 2 && name.front() == '[' && name.back() == ']';
     const std::string_view text = is_bracketed ? name.substr(1, name.size() - 2) : name;
     const std::string_view unscoped = text.substr(0, text.find('%'));
-    asio::error_code not_an_address;
-    const auto address = asio::ip::make_address(std::string(unscoped), not_an_address);
-    if (!not_an_address && (address.is_v6() || unscoped == name) && name.find('\0') == name.npos)
-        return {address.to_string(), true};
+    const auto address = parse_address(unscoped);
+    if (address && (address->is_v6() || unscoped == name) && name.find('\0') == name.npos)
+        return {address->to_string(), true};
 
     if (name.empty())
         refuse("is empty: any certificate would match");

@@ -7,17 +7,32 @@
 #include <asio/buffer.hpp>
 #include <asio/error.hpp>
 
+#include <algorithm>
 #include <cerrno>
+#include <climits>
 #include <cstddef>
 #include <string_view>
-#include <sys/socket.h>
 #include <system_error>
 #include <type_traits>
 
 namespace upgradeable_streams::detail
 {
 
-inline constexpr int invalid_descriptor = -1;
+#ifdef _WIN32
+using socket_descriptor = SOCKET;
+using call_size = int;
+inline constexpr int without_waiting = 0; // nor does it: descriptor_of
+inline constexpr int without_signal = 0;
+inline constexpr int address_not_available = WSAEADDRNOTAVAIL;
+#else
+using socket_descriptor = int;
+using call_size = std::size_t;
+inline constexpr int without_waiting = MSG_DONTWAIT;
+inline constexpr int without_signal = MSG_NOSIGNAL;
+inline constexpr int address_not_available = EADDRNOTAVAIL;
+#endif
+
+inline constexpr auto invalid_descriptor = static_cast<socket_descriptor>(-1);
 
 template <typename Stream>
 inline constexpr bool is_socket = false;
@@ -27,11 +42,11 @@ template <typename Protocol, typename Executor>
 inline constexpr bool is_socket<asio::basic_stream_socket<Protocol, Executor>> = true;
 
 template <typename Stream>
-int descriptor_of(Stream& stream)
+socket_descriptor descriptor_of(Stream& stream)
 {
     if constexpr (is_socket<std::remove_const_t<Stream>>)
     {
-#ifdef __APPLE__ // where send waits in spite of MSG_DONTWAIT
+#if defined(__APPLE__) || defined(_WIN32) // where send waits in spite of MSG_DONTWAIT, or there is no such thing
         asio::error_code ignored;
         if (!stream.native_non_blocking())
             stream.native_non_blocking(true, ignored);
@@ -48,9 +63,14 @@ inline asio::error_code as_aborted(const asio::error_code& error)
     return error && error == asio::error::bad_descriptor ? asio::error_code(asio::error::operation_aborted) : error;
 }
 
+/// Of a system call on a socket that has failed.
 inline asio::error_code last_error()
 {
+#ifdef _WIN32
+    return asio::error_code(::WSAGetLastError(), asio::error::get_system_category());
+#else
     return errno == EAGAIN ? asio::error::would_block : asio::error_code(errno, asio::error::get_system_category());
+#endif
 }
 
 /// Whether a blocking call can be made again after it.
@@ -63,29 +83,38 @@ inline bool is_transient(const asio::error_code& error)
 /// then on that the stream has ended.
 inline bool tells_cut_off(const std::error_code& error)
 {
-    return error == asio::error::connection_reset || error == asio::error::timed_out ||
-           error == asio::error::host_unreachable || error == asio::error::network_unreachable;
+    return error == asio::error::connection_reset || error == asio::error::connection_aborted ||
+           error == asio::error::timed_out || error == asio::error::host_unreachable ||
+           error == asio::error::network_unreachable;
+}
+
+inline call_size at_most_int(std::size_t size)
+{
+    return static_cast<call_size>(std::min<std::size_t>(size, INT_MAX));
 }
 
 /// Sends what the socket takes at once.
-inline std::size_t send_at_once(int descriptor, std::string_view bytes, asio::error_code& error)
+inline std::size_t send_at_once(socket_descriptor descriptor, std::string_view bytes, asio::error_code& error)
 {
-    ssize_t size = 0;
+    std::ptrdiff_t size = 0;
     do
-        size = ::send(descriptor, bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
-    while (size < 0 && errno == EINTR);
-    error = size < 0 ? last_error() : asio::error_code();
+    {
+        size = ::send(descriptor, bytes.data(), at_most_int(bytes.size()), without_waiting | without_signal);
+        error = size < 0 ? last_error() : asio::error_code();
+    } while (size < 0 && error == asio::error::interrupted);
     return size < 0 ? 0 : static_cast<std::size_t>(size);
 }
 
 /// Receives what the socket holds; asio::error::eof at the end.
-inline std::size_t receive_at_once(int descriptor, char* data, std::size_t capacity, asio::error_code& error)
+inline std::size_t receive_at_once(socket_descriptor descriptor, char* data, std::size_t capacity,
+                                   asio::error_code& error)
 {
-    ssize_t size = 0;
+    std::ptrdiff_t size = 0;
     do
-        size = ::recv(descriptor, data, capacity, MSG_DONTWAIT);
-    while (size < 0 && errno == EINTR);
-    error = size < 0 ? last_error() : size == 0 ? asio::error_code(asio::error::eof) : asio::error_code();
+    {
+        size = ::recv(descriptor, data, at_most_int(capacity), without_waiting);
+        error = size < 0 ? last_error() : size == 0 ? asio::error_code(asio::error::eof) : asio::error_code();
+    } while (size < 0 && error == asio::error::interrupted);
     return size < 0 ? 0 : static_cast<std::size_t>(size);
 }
 

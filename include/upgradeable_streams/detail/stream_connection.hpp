@@ -65,10 +65,10 @@ public:
     const tls_settings& settings() const override { return stream_.state_->settings; }
     void turn_to(std::string_view server) override { stream_.state_->settings.turn_to(server); }
 
-    std::optional<int> native_socket() override
+    std::optional<socket_descriptor> native_socket() override
     {
         auto& lowest = stream_.lowest_layer();
-        return lowest.is_open() ? std::optional<int>(lowest.native_handle()) : std::nullopt;
+        return lowest.is_open() ? std::optional<socket_descriptor>(lowest.native_handle()) : std::nullopt;
     }
 
     bool tells_at_once() const override

@@ -3,6 +3,9 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_TEXT_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_TEXT_HPP
 
+#include <asio/error_code.hpp>
+#include <asio/ip/address.hpp>
+
 #include <algorithm>
 #include <charconv>
 #include <cstddef>
@@ -76,6 +79,16 @@ inline bool is_word(std::string_view text)
 inline bool is_line_end(std::string_view line)
 {
     return line.find_first_not_of("\r\n") == line.npos;
+}
+
+/// An address written in numbers, as inet_pton takes it. Windows would take a port as well, and `127.1`.
+inline std::optional<asio::ip::address> parse_address(std::string_view text)
+{
+    asio::error_code error;
+    const auto address = asio::ip::make_address(std::string(text), error);
+    if (error || text.find_first_of("[]") != text.npos || (address.is_v4() && text != address.to_string()))
+        return std::nullopt;
+    return address;
 }
 
 /// The size of the literal that `{12}` or `{12+}` announces at a line's end (RFC 9051 section 4.3, RFC 5804 section 4);

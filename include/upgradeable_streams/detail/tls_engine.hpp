@@ -62,7 +62,7 @@ public:
     bool is_established() const { return is_established_; }
 
     /// The socket to use directly; invalid_descriptor over any other transport.
-    void use(int descriptor) { descriptor_ = descriptor; }
+    void use(socket_descriptor descriptor) { descriptor_ = descriptor; }
 
     void set_verify_callback(std::function<bool(bool, asio::ssl::verify_context&)> callback)
     {
@@ -432,7 +432,7 @@ private:
     }
 
     openssl_ptr<SSL> ssl_;
-    int descriptor_ = invalid_descriptor;
+    socket_descriptor descriptor_ = invalid_descriptor;
     bool may_hold_ = true;
     bool brings_data_ = false; ///< The last read did, not only records that OpenSSL keeps to itself.
     std::ptrdiff_t budget_ = whole_turn; ///< Only data makes good an excess: a byte now and then buys no other turn.

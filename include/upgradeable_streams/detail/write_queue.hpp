@@ -154,7 +154,7 @@ private:
     {
         if (has_ended_)
             return;
-        const int descriptor = descriptor_of(next_);
+        const socket_descriptor descriptor = descriptor_of(next_);
         asio::error_code error;
         while (!bytes.empty() && descriptor != invalid_descriptor && is_sent() && queue_.empty() && !error_ && !error)
             bytes.remove_prefix(send_at_once(descriptor, bytes, error));
