@@ -26,6 +26,7 @@ cmake_path(RELATIVE_PATH CMAKE_INSTALL_FULL_INCLUDEDIR
     BASE_DIRECTORY "${CMAKE_INSTALL_FULL_DATADIR}/pkgconfig"
     OUTPUT_VARIABLE pc_includedir)
 if(WIN32)
+    set(pc_cflags "-Wa,-mbig-obj")
     set(pc_libs "-lws2_32 -lmswsock")
 else()
     set(pc_cflags "-DASIO_HAS_STD_ALIGNED_ALLOC=1")

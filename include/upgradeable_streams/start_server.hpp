@@ -83,8 +83,8 @@ struct server_options
 
     ip_family family = ip_family::any;                       ///< Of the addresses that are bound.
     int backlog = asio::socket_base::max_listen_connections; ///< Of connections that wait to be accepted.
-    bool reuse_address = true; ///< Bind in spite of earlier connections that linger (SO_REUSEADDR); of TCP. Windows
-                               ///< does always, and is asked to give the port to nobody else (SO_EXCLUSIVEADDRUSE).
+    bool reuse_address = true; ///< Bind in spite of earlier connections that linger (SO_REUSEADDR); of TCP. On Windows
+                               ///< without effect: the port is nobody else's (SO_EXCLUSIVEADDRUSE).
     bool reuse_port = false;   ///< Share the port with other processes that do (SO_REUSEPORT); of TCP, not on Windows.
     bool keep_alive = false;   ///< Of each connection (SO_KEEPALIVE); of TCP.
 

@@ -78,7 +78,7 @@ struct client_context_options
 
     /// For Wireshark and the like: a file to which the secrets of each session are appended, in the format of
     /// SSLKEYLOGFILE. Whoever reads it reads the traffic: one that is another user's, or that others can read, is an
-    /// error; on Windows nobody looks.
+    /// error. On Windows nobody looks, and each context needs a file of its own.
     std::string_view key_log_file = {};
 };
 

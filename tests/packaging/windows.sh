@@ -1,6 +1,6 @@
 #!/bin/sh
-# Has a compiler for Windows check the headers and two examples, without making a program: that would take an OpenSSL
-# for Windows. 77 tells ctest that the test was skipped.
+# Has a compiler for Windows check the headers and what uses them, without making a program: that would take an
+# OpenSSL for Windows. 77 tells ctest that the test was skipped.
 set -eu
 source=$1 asio=$2 openssl=$3 directory=$4
 
@@ -19,7 +19,7 @@ for configuration in "$openssl"/*/openssl/configuration.h; do
     [ ! -e "$configuration" ] || ln -sfn "${configuration%/*}" "$directory/configuration/openssl"
 done
 
-for program in tests/support/src.cpp examples/ping_client.cpp examples/ping_server.cpp; do
+for program in tests/support/src.cpp examples/ping_server.cpp tests/bench/stream_line_server.cpp; do
     echo "$program"
     "$compiler" -std=c++20 -fsyntax-only -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror \
         -D_WIN32_WINNT=0x0A00 -DASIO_STANDALONE -DUPGRADEABLE_STREAMS_SEPARATE_COMPILATION -I "$source/include" \

@@ -95,7 +95,7 @@ private:
     const listening_options options_;
     std::vector<bound_socket> sockets_; ///< Stays where it is once bound.
 #ifndef _WIN32
-    std::optional<unix_socket_file> file_;
+    std::optional<unix_socket_file> file_; ///< Behind the sockets: it goes while they are open.
 #endif
 };
 

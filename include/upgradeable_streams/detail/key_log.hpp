@@ -17,6 +17,7 @@
 #endif
 
 #include <cerrno>
+#include <filesystem>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -26,9 +27,10 @@ namespace upgradeable_streams::detail
 
 #ifdef _WIN32
 
-inline int open_to_append(const char* path)
+inline int open_to_append(const std::string& path)
 {
-    return ::_open(path, _O_WRONLY | _O_APPEND | _O_CREAT | _O_BINARY | _O_NOINHERIT, _S_IREAD | _S_IWRITE);
+    const std::filesystem::path wide(std::u8string(path.begin(), path.end()));
+    return ::_wopen(wide.c_str(), _O_WRONLY | _O_APPEND | _O_CREAT | _O_BINARY | _O_NOINHERIT, _S_IREAD | _S_IWRITE);
 }
 
 /// Who can read it, its folder says.
@@ -49,9 +51,9 @@ inline void close_file(int file)
 
 #else
 
-inline int open_to_append(const char* path)
+inline int open_to_append(const std::string& path)
 {
-    return ::open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0600);
+    return ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0600);
 }
 
 /// Whether a file is this user's, and no other's to read. What is no regular file keeps nothing.
@@ -78,7 +80,7 @@ inline void close_file(int file)
 class key_log
 {
 public:
-    explicit key_log(const std::string& path) : file_(open_to_append(path.c_str()))
+    explicit key_log(const std::string& path) : file_(open_to_append(path))
     {
         const std::string what = "key log file \"" + path + "\"";
         if (file_ < 0)
@@ -94,7 +96,8 @@ public:
     key_log(const key_log&) = delete;
     key_log& operator=(const key_log&) = delete;
 
-    /// Appends a line, whole also where several threads and processes do. What cannot be written is dropped.
+    /// Appends a line, whole also where several threads and processes do, but for Windows, where only the threads of
+    /// one log may. What cannot be written is dropped.
     void write(std::string line) const { append(file_, line += '\n'); }
 
 private:

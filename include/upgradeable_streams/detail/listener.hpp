@@ -129,7 +129,7 @@ inline bool tells_peer_left(const asio::error_code& error)
     if (error == asio::error::invalid_argument)
         return true;
 #endif
-    return error == asio::error::connection_aborted;
+    return error == asio::error::connection_aborted || error == asio::error::connection_reset; // on Windows
 }
 
 UPGRADEABLE_STREAMS_DECL void listener::start_serving()

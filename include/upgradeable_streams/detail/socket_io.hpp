@@ -21,15 +21,17 @@ namespace upgradeable_streams::detail
 #ifdef _WIN32
 using socket_descriptor = SOCKET;
 using call_size = int;
-inline constexpr int without_waiting = 0; // nor does it: descriptor_of
+inline constexpr int without_waiting = 0; // descriptor_of has made the socket non-blocking
 inline constexpr int without_signal = 0;
 inline constexpr int address_not_available = WSAEADDRNOTAVAIL;
+inline constexpr std::size_t most_at_once = 256 * 1024; // of which Windows keeps a copy, whatever the socket's buffer
 #else
 using socket_descriptor = int;
 using call_size = std::size_t;
 inline constexpr int without_waiting = MSG_DONTWAIT;
 inline constexpr int without_signal = MSG_NOSIGNAL;
 inline constexpr int address_not_available = EADDRNOTAVAIL;
+inline constexpr std::size_t most_at_once = INT_MAX;
 #endif
 
 inline constexpr auto invalid_descriptor = static_cast<socket_descriptor>(-1);
@@ -67,7 +69,10 @@ inline asio::error_code as_aborted(const asio::error_code& error)
 inline asio::error_code last_error()
 {
 #ifdef _WIN32
-    return asio::error_code(::WSAGetLastError(), asio::error::get_system_category());
+    const int error = ::WSAGetLastError();
+    if (error == WSAENOTSOCK)
+        return asio::error::bad_descriptor;
+    return error == WSAENOBUFS ? asio::error::would_block : asio::error_code(error, asio::error::get_system_category());
 #else
     return errno == EAGAIN ? asio::error::would_block : asio::error_code(errno, asio::error::get_system_category());
 #endif
@@ -88,9 +93,9 @@ inline bool tells_cut_off(const std::error_code& error)
            error == asio::error::network_unreachable;
 }
 
-inline call_size at_most_int(std::size_t size)
+inline call_size bounded(std::size_t size)
 {
-    return static_cast<call_size>(std::min<std::size_t>(size, INT_MAX));
+    return static_cast<call_size>(std::min(size, most_at_once));
 }
 
 /// Sends what the socket takes at once.
@@ -99,7 +104,7 @@ inline std::size_t send_at_once(socket_descriptor descriptor, std::string_view b
     std::ptrdiff_t size = 0;
     do
     {
-        size = ::send(descriptor, bytes.data(), at_most_int(bytes.size()), without_waiting | without_signal);
+        size = ::send(descriptor, bytes.data(), bounded(bytes.size()), without_waiting | without_signal);
         error = size < 0 ? last_error() : asio::error_code();
     } while (size < 0 && error == asio::error::interrupted);
     return size < 0 ? 0 : static_cast<std::size_t>(size);
@@ -112,7 +117,7 @@ inline std::size_t receive_at_once(socket_descriptor descriptor, char* data, std
     std::ptrdiff_t size = 0;
     do
     {
-        size = ::recv(descriptor, data, at_most_int(capacity), without_waiting);
+        size = ::recv(descriptor, data, bounded(capacity), without_waiting);
         error = size < 0 ? last_error() : size == 0 ? asio::error_code(asio::error::eof) : asio::error_code();
     } while (size < 0 && error == asio::error::interrupted);
     return size < 0 ? 0 : static_cast<std::size_t>(size);

@@ -81,12 +81,13 @@ inline bool is_line_end(std::string_view line)
     return line.find_first_not_of("\r\n") == line.npos;
 }
 
-/// An address written in numbers, as inet_pton takes it. Windows would take a port as well, and `127.1`.
+/// An IPv4 address in four decimal numbers, or an IPv6 address. Windows would take a port as well, and `127.1`.
 inline std::optional<asio::ip::address> parse_address(std::string_view text)
 {
     asio::error_code error;
     const auto address = asio::ip::make_address(std::string(text), error);
-    if (error || text.find_first_of("[]") != text.npos || (address.is_v4() && text != address.to_string()))
+    if (error || text.find_first_of(std::string_view("[]\0", 3)) != text.npos ||
+        (address.is_v4() && text != address.to_string()))
         return std::nullopt;
     return address;
 }
