@@ -78,6 +78,16 @@ inline asio::error_code last_error()
 #endif
 }
 
+/// Whether a signal has ended a system call on a socket, which is to be made again.
+inline bool was_interrupted()
+{
+#ifdef _WIN32
+    return false;
+#else
+    return errno == EINTR;
+#endif
+}
+
 /// Whether a blocking call can be made again after it.
 inline bool is_transient(const asio::error_code& error)
 {
@@ -103,10 +113,9 @@ inline std::size_t send_at_once(socket_descriptor descriptor, std::string_view b
 {
     std::ptrdiff_t size = 0;
     do
-    {
         size = ::send(descriptor, bytes.data(), bounded(bytes.size()), without_waiting | without_signal);
-        error = size < 0 ? last_error() : asio::error_code();
-    } while (size < 0 && error == asio::error::interrupted);
+    while (size < 0 && was_interrupted());
+    error = size < 0 ? last_error() : asio::error_code();
     return size < 0 ? 0 : static_cast<std::size_t>(size);
 }
 
@@ -116,10 +125,9 @@ inline std::size_t receive_at_once(socket_descriptor descriptor, char* data, std
 {
     std::ptrdiff_t size = 0;
     do
-    {
         size = ::recv(descriptor, data, bounded(capacity), without_waiting);
-        error = size < 0 ? last_error() : size == 0 ? asio::error_code(asio::error::eof) : asio::error_code();
-    } while (size < 0 && error == asio::error::interrupted);
+    while (size < 0 && was_interrupted());
+    error = size < 0 ? last_error() : size == 0 ? asio::error_code(asio::error::eof) : asio::error_code();
     return size < 0 ? 0 : static_cast<std::size_t>(size);
 }
 
