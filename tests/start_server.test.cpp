@@ -1942,6 +1942,41 @@ TEST_CASE("start_server: peers that reset between connect and accept do not end 
         });
 }
 
+TEST_CASE("start_server: a peer that resets before it is accepted is known by its address")
+{
+    const bool behind_proxy = GENERATE(false, true);
+    CAPTURE(behind_proxy);
+    test::run(
+        [=]() -> asio::awaitable<void>
+        {
+            std::vector<std::string> named;
+            std::vector<std::string> asked;
+            const auto handle = [&](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                const auto peername = writer.get_extra_info<"peername">();
+                named.push_back(peername ? peername->host : "");
+                co_await reader.readline();
+            };
+            const auto is_proxy = [&](const us::socket_address& peer)
+            {
+                asked.push_back(peer.host);
+                return behind_proxy;
+            };
+            const test::error_log errors;
+            const us::server server = co_await us::start_server(handle, "127.0.0.1", 0,
+                                                                {.error_handler = errors, .proxy_protocol = is_proxy});
+            const std::size_t count = 20;
+            for (std::size_t i = 0; i < count; ++i) // nothing is accepted meanwhile: this thread is the server's
+                test::raw_peer::connect(test::endpoint_of(server)).reset();
+            co_await test::eventually([&] { return asked.size() == count && server.connection_count() == 0; });
+            CHECK(asked == std::vector<std::string>(count, "127.0.0.1"));
+            CHECK(named == std::vector<std::string>(behind_proxy ? 0 : count, "127.0.0.1"));
+            CHECK(errors.size() == count);
+            for (const auto& entry : errors.entries())
+                CHECK(entry.peer.host == "127.0.0.1");
+        });
+}
+
 TEST_CASE("start_server: set_ssl_context serves the new certificate to new connections and leaves running ones alone")
 {
     test::run(

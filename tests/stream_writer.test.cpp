@@ -408,6 +408,26 @@ TEST_CASE("close, abort: they end in time while a session ticket has come in par
         }); // and no work is left
 }
 
+TEST_CASE("session, get_extra_info: they are known while a session ticket has come in part")
+{
+    test::run(
+        []() -> awaitable<void>
+        {
+            raw_link link = co_await link_over_socket(options_of(true));
+            const std::string ticket = link.peer.tls_unsent([&] { link.peer.session_ticket(); });
+            SSL* const ssl = link.writer.get_extra_info<"ssl_object">();
+            const auto reading =
+                test::spawn(co_await asio::this_coro::executor, [&] { return link.reader.readline(); });
+            link.peer.send_all(std::string_view(ticket).substr(0, 700));
+            co_await test::eventually([&] { return SSL_in_init(ssl) != 0; });
+            CHECK(link.writer.session()->version == "TLSv1.3");
+            CHECK(link.writer.get_extra_info<"version">() == "TLSv1.3");
+            CHECK(us::tls_exporter(ssl).size() == 32);
+            link.writer.abort();
+            co_await error_of(reading.join());
+        });
+}
+
 TEST_CASE("write_eof: what comes with the rest of a session ticket that it waits for is read")
 {
     const auto size = GENERATE(std::size_t(10), std::size_t(300), std::size_t(2000));

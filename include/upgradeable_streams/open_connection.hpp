@@ -14,6 +14,7 @@
 #include <upgradeable_streams/detail/wait.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/port_number.hpp>
+#include <upgradeable_streams/socket_address.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
 #include <upgradeable_streams/stream_writer.hpp>
 #include <upgradeable_streams/string_list.hpp>
@@ -166,9 +167,9 @@ inline void refuse_thread_pool(const asio::any_io_executor& executor)
 
 /// Makes a pair of a socket, after the handshake when TLS is to begin at once.
 template <typename Socket>
-asio::awaitable<stream_pair> pair_up(Socket socket, connection_settings settings, bool tls)
+asio::awaitable<stream_pair> pair_up(Socket socket, socket_address peer, connection_settings settings, bool tls)
 {
-    const auto c = std::make_shared<stream_connection<Socket>>(std::move(socket), settings);
+    const auto c = std::make_shared<stream_connection<Socket>>(std::move(socket), settings, std::move(peer));
     if (tls)
         co_await c->upgrade(std::make_unique<upgrade_request>(settings.tls, tls_options{}, true));
     co_return make_handles(c, c->epoch());
@@ -184,16 +185,16 @@ asio::awaitable<stream_pair> open_connection(Socket socket, const connection_opt
     detail::refuse_tcp_options(options);
     detail::refuse_thread_pool(socket.get_executor());
     asio::error_code not_connected;
-    socket.lowest_layer().remote_endpoint(not_connected);
+    socket_address peer(socket.lowest_layer().remote_endpoint(not_connected));
     if (not_connected)
         throw std::invalid_argument("open_connection adopts a socket that is connected; this one is not: " +
                                     not_connected.message());
     auto settings = detail::make_client_settings(options, {});
     const bool tls = options.ssl && !options.upgradeable;
     if constexpr (detail::is_socket<Socket> && std::is_convertible_v<Socket, any_socket>)
-        return detail::pair_up<any_socket>(std::move(socket), std::move(settings), tls);
+        return detail::pair_up<any_socket>(std::move(socket), std::move(peer), std::move(settings), tls);
     else
-        return detail::pair_up<Socket>(std::move(socket), std::move(settings), tls);
+        return detail::pair_up<Socket>(std::move(socket), std::move(peer), std::move(settings), tls);
 }
 
 #ifdef UPGRADEABLE_STREAMS_DEFINITIONS
@@ -224,9 +225,11 @@ inline asio::awaitable<stream_pair> open_tcp_connection(std::shared_ptr<tcp_conn
                                                         connection_settings settings, bool tls)
 {
     refuse_thread_pool(co_await asio::this_coro::executor);
-    asio::ip::tcp::socket socket = co_await connector->connect();
+    tcp_connector::attempt made = co_await connector->connect();
     connector.reset();
-    auto pair = co_await pair_up(asio::generic::stream_protocol::socket(std::move(socket)), std::move(settings), tls);
+    asio::generic::stream_protocol::socket socket(std::move(made.socket));
+    auto pairing = pair_up(std::move(socket), socket_address(made.endpoint), std::move(settings), tls);
+    auto pair = co_await std::move(pairing);
     co_return pair;
 }
 
@@ -252,6 +255,7 @@ inline asio::awaitable<stream_pair> open_unix_connection(std::string path, std::
     asio::error_code error;
     const auto executor = co_await asio::this_coro::executor;
     refuse_thread_pool(executor);
+    asio::local::stream_protocol::endpoint server;
     asio::local::stream_protocol::socket socket(executor);
     asio::steady_timer retry(socket.get_executor());
     const auto deadline = time_after(timeout);
@@ -265,8 +269,8 @@ inline asio::awaitable<stream_pair> open_unix_connection(std::string path, std::
         socket.close();
         try
         {
-            co_await socket.async_connect(asio::local::stream_protocol::endpoint(path),
-                                          asio::redirect_error(asio::use_awaitable, error));
+            server.path(path);
+            co_await socket.async_connect(server, asio::redirect_error(asio::use_awaitable, error));
         }
         catch (const std::system_error& e)
         {
@@ -277,7 +281,9 @@ inline asio::awaitable<stream_pair> open_unix_connection(std::string path, std::
         error = errc::connect_timeout;
     if (error)
         throw connect_error(error, path, {{path, error}});
-    auto pair = co_await pair_up(asio::generic::stream_protocol::socket(std::move(socket)), std::move(settings), tls);
+    auto pairing = pair_up(asio::generic::stream_protocol::socket(std::move(socket)), socket_address(server),
+                           std::move(settings), tls);
+    auto pair = co_await std::move(pairing);
     co_return pair;
 }
 

@@ -180,11 +180,17 @@ private:
         std::optional<match> find(std::string_view data, std::size_t from) const
         {
             std::optional<match> first;
-            for (const std::string& separator : separators)
+            std::string_view window; // a separator that does not come is not sought in all there is for each record anew
+            for (std::size_t size = 64; !first && window.size() < data.size(); size *= 2)
             {
-                const std::size_t at = data.find(separator, from);
-                if (at != data.npos && (!first || at + separator.size() < first->end))
-                    first = {at, at + separator.size()};
+                window = data.substr(0, from + size);
+                for (const std::string& separator : separators)
+                {
+                    const std::size_t at = window.find(separator, from);
+                    if (at != window.npos && (!first || at + separator.size() < first->end))
+                        first = {at, at + separator.size()};
+                }
+                from = std::max(from, std::max(window.size() + 1, longest) - longest);
             }
             return first;
         }

@@ -271,7 +271,7 @@ public:
 
     /// What is known of the connection, by asyncio's names; the type depends on the name.
     ///
-    /// - peername, sockname: std::optional<socket_address>
+    /// - peername, sockname: std::optional<socket_address>, as they were when the connection was made
     /// - socket: std::optional<int>, on Windows of SOCKET: the native handle, empty once closed
     /// - sslcontext: SSL_CTX*, ssl_object: SSL*; null in plain text, valid until TLS is stopped or the connection ends,
     ///   and longer for who takes part in owning it (SSL_up_ref), as for tls_options::resume_from after FTP's CCC

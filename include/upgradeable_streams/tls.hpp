@@ -121,9 +121,15 @@ struct tls_session
 namespace detail
 {
 
+/// Whether the handshake is done. SSL_is_init_finished is false again while a later message has come in part.
+inline bool has_session(SSL* ssl)
+{
+    return SSL_get_finished(ssl, nullptr, 0) > 0 && SSL_get_peer_finished(ssl, nullptr, 0) > 0;
+}
+
 inline SSL* require_session(SSL* ssl)
 {
-    if (!ssl || !SSL_is_init_finished(ssl))
+    if (!ssl || !has_session(ssl))
         throw std::invalid_argument("there is no TLS session yet: call this after start_tls");
     return ssl;
 }

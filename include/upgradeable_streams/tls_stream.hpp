@@ -37,10 +37,13 @@ class direct_tls_link;
 /// - Up to 256 KiB are encrypted and sent at once, and as much is received as has come. While nothing is under way no
 ///   buffer is held beyond 512 bytes for the record to come.
 /// - Reads and writes are right in full duplex, when the peer renews its keys too (RFC 8446 section 4.6.3).
-/// - Before the handshake any number of bytes may have been received.
+/// - Before the handshake any number of bytes may have been received. It has to be asked for: a read or write before it
+///   is done is asio::error::not_connected.
+/// - One object is one connection: after SSL_clear it cannot be used again.
 /// - It may be moved or destroyed while operations are pending. They end then with asio::error::operation_aborted;
 ///   over a reference, once the next layer is closed.
 /// - An end without a close_notify is asio::ssl::error::stream_truncated; the first error of reading is repeated.
+///   A read of a socket that was closed on this side is asio::error::operation_aborted, whenever that was.
 /// - It does not renegotiate (RFC 9325 section 3.5).
 ///
 /// Cancellation: a cancelled read loses nothing. After a cancelled write, handshake or shutdown half a record may have

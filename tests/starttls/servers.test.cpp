@@ -1,8 +1,11 @@
 // What every server's answer of starttls/ does with clients that ask for TLS.
 
+#include <upgradeable_streams/starttls/smtp.hpp>
+
 #include "conversation.hpp"
 #include "support/catch.hpp"
 #include "support/chunked_stream.hpp"
+#include "support/flood.hpp"
 #include "support/stream_links.hpp"
 
 #include <asio/awaitable.hpp>
@@ -10,6 +13,8 @@
 #include <asio/this_coro.hpp>
 #include <asio/use_awaitable.hpp>
 
+#include <algorithm>
+#include <cstddef>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -259,5 +264,43 @@ TEST_CASE("starttls servers: what does not ask for TLS is told from what does, a
                 CHECK_FALSE(how.is_request(other));
                 CHECK_THROWS_AS(how.answer(link.reader, link.writer, other, {}), std::invalid_argument);
             }
+        });
+}
+
+TEST_CASE("starttls servers: a client that asks again and again and reads no answer fills no memory")
+{
+    constexpr std::size_t requests = 40'000;
+    const std::string request = "STARTTLS\r\n";
+    const std::string answer = "454 4.7.0 TLS not available\r\n";
+    test::run(
+        [&]() -> awaitable<void>
+        {
+            test::raw_link link = co_await test::link_over_socket({.role = us::tls_role::server});
+            test::shrink_buffers(*link.writer.get_extra_info<"socket">());
+            test::shrink_buffers(link.peer.descriptor());
+            std::size_t most_queued = 0;
+            const auto serve_all = [&]() -> awaitable<void>
+            {
+                for (std::size_t i = 0; i < requests; ++i)
+                {
+                    const std::string line = co_await link.reader.readline();
+                    co_await us::starttls::answer_smtp(link.reader, link.writer, line);
+                    most_queued = std::max(most_queued, link.writer.get_write_buffer_size());
+                }
+            };
+            const auto serving = test::spawn(co_await asio::this_coro::executor, serve_all);
+            auto sending = test::run_in_thread(
+                [&]
+                {
+                    for (std::size_t i = 0; i < requests; ++i)
+                        link.peer.send_all(request);
+                });
+            co_await test::eventually([&] { return link.writer.get_write_buffer_size() > 0; });
+            co_await test::turns(100);
+            auto reading = test::run_in_thread([&] { link.peer.recv_exactly(requests * answer.size()); });
+            co_await serving.join();
+            co_await test::joined(std::move(sending));
+            co_await test::joined(std::move(reading));
+            CHECK(most_queued <= 64 * 1024);
         });
 }

@@ -190,7 +190,8 @@ asio::awaitable<stream_pair> start_inner_tls(checked_ptr<handle> outside, std::u
     const std::shared_ptr<connection> outer = outside->connection();
     outer->check_inner();
     Stream stream(outer, make_handles(outer, connection::inner_epoch));
-    const auto inner = std::make_shared<stream_connection<Stream>>(std::move(stream), outer->settings_inside());
+    const auto inner =
+        std::make_shared<stream_connection<Stream>>(std::move(stream), outer->settings_inside(), outer->peername());
     auto upgraded = make_handles(inner, inner->epoch() + 1);
     co_await outer->upgrade_inner(inner, std::move(request));
     co_return upgraded;

@@ -100,9 +100,9 @@ private:
     void report(std::exception_ptr error, const socket_address& peer) const noexcept;
     static void write_to_log(const socket_address& peer, const std::string& what);
 
-    bool start_session(any_socket socket);
+    bool start_session(any_socket socket, const socket_address& peer);
     static asio::awaitable<void> accept_loop(std::shared_ptr<listener> self, bound_socket& bound);
-    std::shared_ptr<connection> adopt(any_socket socket, const client_registry::entry& own);
+    std::shared_ptr<connection> adopt(any_socket socket, const socket_address& peer, const client_registry::entry& own);
     asio::awaitable<void> begin(connection& c) const;
     static asio::awaitable<void> session(std::shared_ptr<listener> self, std::shared_ptr<connection> c,
                                          client_registry::entry own);
@@ -251,6 +251,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> listener::accept_loop(std::shared
                                                                      bound_socket& bound)
 {
     std::optional<any_socket> accepted;
+    asio::generic::stream_protocol::endpoint peer;
     while (!self->clients_.is_closed())
     try
     {
@@ -258,13 +259,13 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> listener::accept_loop(std::shared
         const bool has_room = self->clients_.has_room();
         if (has_room && !accepted)
         {
-            accepted.emplace(co_await bound.acceptor.async_accept(
-                self->executor_, asio::redirect_error(asio::use_awaitable, error)));
+            accepted.emplace(co_await bound.acceptor.async_accept(self->executor_, peer,
+                                                                  asio::redirect_error(asio::use_awaitable, error)));
             if (!error)
                 continue;
             accepted.reset();
         }
-        else if (has_room && !self->start_session(*std::exchange(accepted, std::nullopt)))
+        else if (has_room && !self->start_session(*std::exchange(accepted, std::nullopt), socket_address(peer)))
             error = asio::error::no_memory;
         if (error == asio::error::operation_aborted || tells_peer_left(error) || (has_room && !error))
             continue;
@@ -282,11 +283,11 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> listener::accept_loop(std::shared
     }
 }
 
-UPGRADEABLE_STREAMS_DECL bool listener::start_session(any_socket socket)
+UPGRADEABLE_STREAMS_DECL bool listener::start_session(any_socket socket, const socket_address& peer)
 try
 {
     client_registry::entry own(std::shared_ptr<client_registry>(shared_from_this(), &clients_));
-    auto c = adopt(std::move(socket), own);
+    auto c = adopt(std::move(socket), peer, own);
     const auto executor = c->get_executor();
     asio::co_spawn(executor, session(shared_from_this(), std::move(c), std::move(own)), asio::detached);
     return true;
@@ -300,7 +301,7 @@ catch (const std::system_error&) // the server is closed
     return true;
 }
 
-UPGRADEABLE_STREAMS_DECL std::shared_ptr<connection> listener::adopt(any_socket socket,
+UPGRADEABLE_STREAMS_DECL std::shared_ptr<connection> listener::adopt(any_socket socket, const socket_address& peer,
                                                                      const client_registry::entry& own)
 {
     asio::error_code ignored;
@@ -308,7 +309,7 @@ UPGRADEABLE_STREAMS_DECL std::shared_ptr<connection> listener::adopt(any_socket 
         socket.set_option(asio::socket_base::keep_alive(true), ignored);
     connection_settings settings = settings_of_connection();
     settings.strand = std::make_shared<strand>(executor_);
-    auto c = std::make_shared<stream_connection<any_socket>>(std::move(socket), settings);
+    auto c = std::make_shared<stream_connection<any_socket>>(std::move(socket), settings, peer);
     own.set(c);
     return c;
 }

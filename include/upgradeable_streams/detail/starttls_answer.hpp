@@ -41,10 +41,14 @@ inline asio::awaitable<stream_pair> answer_starttls(stream_reader reader, stream
                                                     std::optional<asio::awaitable<stream_pair>> upgrade, bool closes)
 {
     writer.write(answer);
-    if (!upgrade && closes)
-        writer.close();
     if (!upgrade)
+    {
+        if (closes)
+            writer.close();
+        else
+            co_await writer.drain(); // who asks again and again, and does not read, is to wait
         co_return std::pair(std::move(reader), std::move(writer));
+    }
     try
     {
         auto encrypted = co_await *std::move(upgrade);

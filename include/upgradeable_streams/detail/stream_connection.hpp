@@ -7,7 +7,7 @@
 #include <upgradeable_streams/detail/connection_settings.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/strand_executor.hpp>
-#include <upgradeable_streams/detail/tls_blocking.hpp>
+#include <upgradeable_streams/socket_address.hpp>
 #include <upgradeable_streams/tls_stream.hpp>
 #include <upgradeable_streams/upgradeable_stream.hpp>
 
@@ -38,13 +38,13 @@ template <typename Socket>
 class stream_connection final : public connection
 {
 public:
-    stream_connection(Socket socket, const connection_settings& settings)
+    /// The socket of a peer that has gone already does not know its address any more.
+    stream_connection(Socket socket, const connection_settings& settings, std::optional<socket_address> peer)
         : connection(socket.get_executor(), settings), stream_(std::move(socket), settings.tls)
     {
         asio::error_code error;
         auto& lowest = stream_.lowest_layer();
-        if (const auto peer = lowest.remote_endpoint(error); !error)
-            peername_.emplace(peer);
+        peername_ = std::move(peer);
         if (const auto own = lowest.local_endpoint(error); !error)
             sockname_.emplace(own);
         lowest.set_option(asio::ip::tcp::no_delay(true), error); // refused by Unix domain sockets

@@ -57,17 +57,17 @@ public:
         refuse_nul(local_ ? local_->first : "", "local_addr");
     }
 
-    asio::awaitable<asio::ip::tcp::socket> connect();
+    struct attempt
+    {
+        asio::ip::tcp::socket socket;
+        asio::ip::tcp::endpoint endpoint;
+    };
+
+    asio::awaitable<attempt> connect();
 
 private:
     using tcp = asio::ip::tcp;
     using endpoints = std::vector<tcp::endpoint>;
-
-    struct attempt
-    {
-        tcp::socket socket;
-        tcp::endpoint endpoint;
-    };
 
     // A type of the class: GCC 12 cannot mangle one of a coroutine that comes from a precompiled header.
     struct resolution
@@ -80,6 +80,7 @@ private:
     asio::awaitable<void> wait_until(std::chrono::steady_clock::time_point time);
     endpoints interleaved(const endpoints& given) const;
     void start(const tcp::endpoint& endpoint, const endpoints& local);
+    void connected(attempt won);
     void failed(const tcp::endpoint& endpoint, std::error_code error);
     [[noreturn]] void give_up(std::error_code error);
 
@@ -95,7 +96,7 @@ private:
     std::optional<asio::steady_timer> changed_;
     std::chrono::steady_clock::time_point deadline_;
     std::list<attempt> running_;
-    std::optional<tcp::socket> connected_;
+    std::optional<attempt> connected_;
     std::vector<connect_error::attempt> failed_;
 };
 
@@ -156,6 +157,14 @@ UPGRADEABLE_STREAMS_DECL tcp_connector::endpoints tcp_connector::interleaved(con
     return order;
 }
 
+UPGRADEABLE_STREAMS_DECL void tcp_connector::connected(attempt won)
+{
+    asio::error_code has_gone;
+    if (const auto peer = won.socket.remote_endpoint(has_gone); !has_gone)
+        won.endpoint = peer; // where 0.0.0.0 led
+    connected_.emplace(std::move(won));
+}
+
 UPGRADEABLE_STREAMS_DECL void tcp_connector::failed(const tcp::endpoint& endpoint, std::error_code error)
 {
     failed_.push_back({socket_address(endpoint).to_string(), error});
@@ -199,13 +208,13 @@ UPGRADEABLE_STREAMS_DECL void tcp_connector::start(const tcp::endpoint& endpoint
                                    if (result)
                                        connector->failed(self->endpoint, result);
                                    else if (!connector->connected_)
-                                       connector->connected_.emplace(std::move(self->socket));
+                                       connector->connected(std::move(*self));
                                    connector->running_.erase(self);
                                    connector->changed_->cancel();
                                });
 }
 
-UPGRADEABLE_STREAMS_DECL asio::awaitable<asio::ip::tcp::socket> tcp_connector::connect()
+UPGRADEABLE_STREAMS_DECL asio::awaitable<tcp_connector::attempt> tcp_connector::connect()
 {
     changed_.emplace(co_await asio::this_coro::executor);
     deadline_ = time_after(timeout_);

@@ -268,7 +268,7 @@ UPGRADEABLE_STREAMS_DECL void tls_settings::resume(SSL* from)
             throw std::invalid_argument(std::string("resume_from ") + what);
     };
     refuse_unless(role == tls_role::client, "is for clients; a server's client decides what is resumed");
-    refuse_unless(!SSL_is_server(from) && SSL_is_init_finished(from), "must be a client's connection in TLS");
+    refuse_unless(!SSL_is_server(from) && has_session(from), "must be a client's connection in TLS");
     refuse_unless(SSL_get_SSL_CTX(from) == context.get(), "must be a connection of the same context");
     const std::string name = expected_name(from);
     refuse_unless(!name.empty() && is_for(name), "must be a connection with the same server_hostname");

@@ -28,9 +28,9 @@
 /// Errors, of every answer: at the call std::invalid_argument for another request, and for a pair that is the client in
 /// TLS; as stream_writer::start_tls: what the client sent behind its request is the beginning of TLS, or
 /// errc::plaintext_injection; behind a ClientHello it is whatever the handshake fails with. Whatever fails once TLS was
-/// granted closes the connection. Answers return the pair to go on with, in plain text after a refusal. A client that
-/// has logged in (in irc, begun to register) may not ask for TLS any more in imap, pop3, sieve, nntp and irc; that is
-/// for the caller to say.
+/// granted closes the connection. Answers return the pair to go on with, in plain text after a refusal, which they
+/// drain. A client that has logged in (in irc, begun to register) may not ask for TLS any more in imap, pop3, sieve,
+/// nntp and irc; that is for the caller to say.
 ///
 /// Cancellation: closes the connection.
 ///
