@@ -252,12 +252,11 @@ asio::awaitable<void> probe(const target& wanted, const settings& how, report& m
     options.timeout = how.timeout;
     options.domain = wanted.name;
     options.client_name = wanted.spoken->name == "xmpp-server" ? "probe.invalid" : "";
-    us::starttls::http_connect_options through;
-    through.timeout = how.timeout;
-    through.tls.server_hostname = wanted.name;
-    (wanted.beyond ? through.tls : options.tls).tlsa_records = how.tlsa;
+    options.tls.tlsa_records = how.tlsa;
+    if (wanted.beyond)
+        options.tls.server_hostname = wanted.name;
     auto dialogue = wanted.beyond
-                        ? us::starttls::http_connect(reader, writer, wanted.beyond->host, wanted.beyond->port, through)
+                        ? us::starttls::http_connect(reader, writer, wanted.beyond->host, wanted.beyond->port, options)
                         : wanted.spoken->talk(reader, writer, options);
     us::starttls::negotiated connection = co_await std::move(dialogue);
 

@@ -21,6 +21,7 @@
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/open_connection.hpp>
 #include <upgradeable_streams/proxy_protocol.hpp>
+#include <upgradeable_streams/server.hpp>
 #include <upgradeable_streams/start_server.hpp>
 #include <upgradeable_streams/starttls/policy.hpp>
 #include <upgradeable_streams/stream_reader.hpp>

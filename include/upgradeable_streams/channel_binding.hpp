@@ -7,6 +7,7 @@
 #define UPGRADEABLE_STREAMS_CHANNEL_BINDING_HPP
 
 #include <upgradeable_streams/certificate.hpp>
+#include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/tls.hpp>
 

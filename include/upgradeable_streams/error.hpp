@@ -20,6 +20,7 @@
 namespace upgradeable_streams
 {
 
+/// What this library tells beside the codes of Asio and OpenSSL; README.md says what each leaves behind.
 enum class errc
 {
     not_upgradeable = 1,   ///< start_tls, but no TLS context was given.

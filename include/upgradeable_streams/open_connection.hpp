@@ -92,7 +92,7 @@ struct connection_options
     /// The side that an adopted socket takes in TLS; others are the client.
     tls_role role = tls_role::client;
 
-    /// The deadline of resolving and connecting, all addresses together; a day at most.
+    /// The deadline of resolving and connecting, all addresses together; a year at most.
     std::chrono::steady_clock::duration connect_timeout = std::chrono::seconds(60);
 
     // Of TCP connections only:
@@ -127,7 +127,8 @@ asio::awaitable<stream_pair> open_connection(std::string_view host, port_number 
 /// Makes a pair of a connected socket, or of an AsyncStream over one whose lowest_layer has an Asio socket's functions.
 /// It belongs to the socket's executor.
 ///
-/// Errors: std::invalid_argument for a socket that is not open, and for local_addr, family and interleave.
+/// Errors: std::invalid_argument for a socket that is not connected or belongs to a thread_pool or the
+/// system_executor itself, and for local_addr, family and interleave; as stream_writer::start_tls.
 template <typename Socket>
     requires requires { typename Socket::lowest_layer_type; }
 asio::awaitable<stream_pair> open_connection(Socket socket, const connection_options& options = {});
@@ -167,10 +168,10 @@ inline void refuse_thread_pool(const asio::any_io_executor& executor)
 
 /// Makes a pair of a socket, after the handshake when TLS is to begin at once.
 template <typename Socket>
-asio::awaitable<stream_pair> pair_up(Socket socket, socket_address peer, connection_settings settings, bool tls)
+asio::awaitable<stream_pair> pair_up(Socket socket, socket_address peer, connection_settings settings)
 {
     const auto c = std::make_shared<stream_connection<Socket>>(std::move(socket), settings, std::move(peer));
-    if (tls)
+    if (settings.tls_at_once)
         co_await c->upgrade(std::make_unique<upgrade_request>(settings.tls, tls_options{}, true));
     co_return make_handles(c, c->epoch());
 }
@@ -190,11 +191,10 @@ asio::awaitable<stream_pair> open_connection(Socket socket, const connection_opt
         throw std::invalid_argument("open_connection adopts a socket that is connected; this one is not: " +
                                     not_connected.message());
     auto settings = detail::make_client_settings(options, {});
-    const bool tls = options.ssl && !options.upgradeable;
     if constexpr (detail::is_socket<Socket> && std::is_convertible_v<Socket, any_socket>)
-        return detail::pair_up<any_socket>(std::move(socket), std::move(peer), std::move(settings), tls);
+        return detail::pair_up<any_socket>(std::move(socket), std::move(peer), std::move(settings));
     else
-        return detail::pair_up<Socket>(std::move(socket), std::move(peer), std::move(settings), tls);
+        return detail::pair_up<Socket>(std::move(socket), std::move(peer), std::move(settings));
 }
 
 #ifdef UPGRADEABLE_STREAMS_DEFINITIONS
@@ -222,13 +222,13 @@ UPGRADEABLE_STREAMS_DECL connection_settings make_client_settings(const connecti
 }
 
 inline asio::awaitable<stream_pair> open_tcp_connection(std::shared_ptr<tcp_connector> connector,
-                                                        connection_settings settings, bool tls)
+                                                        connection_settings settings)
 {
     refuse_thread_pool(co_await asio::this_coro::executor);
     tcp_connector::attempt made = co_await connector->connect();
     connector.reset();
     asio::generic::stream_protocol::socket socket(std::move(made.socket));
-    auto pairing = pair_up(std::move(socket), socket_address(made.endpoint), std::move(settings), tls);
+    auto pairing = pair_up(std::move(socket), socket_address(made.endpoint), std::move(settings));
     auto pair = co_await std::move(pairing);
     co_return pair;
 }
@@ -240,8 +240,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> open_connection(std::strin
 {
     detail::refuse_role(options);
     auto connector = std::make_shared<detail::tcp_connector>(host, port, options);
-    return detail::open_tcp_connection(std::move(connector), detail::make_client_settings(options, host),
-                                       options.ssl && !options.upgradeable);
+    return detail::open_tcp_connection(std::move(connector), detail::make_client_settings(options, host));
 }
 
 #ifndef _WIN32
@@ -250,7 +249,7 @@ namespace detail
 {
 
 inline asio::awaitable<stream_pair> open_unix_connection(std::string path, std::chrono::steady_clock::duration timeout,
-                                                         connection_settings settings, bool tls)
+                                                         connection_settings settings)
 {
     asio::error_code error;
     const auto executor = co_await asio::this_coro::executor;
@@ -281,8 +280,8 @@ inline asio::awaitable<stream_pair> open_unix_connection(std::string path, std::
         error = errc::connect_timeout;
     if (error)
         throw connect_error(error, path, {{path, error}});
-    auto pairing = pair_up(asio::generic::stream_protocol::socket(std::move(socket)), socket_address(server),
-                           std::move(settings), tls);
+    auto pairing =
+        pair_up(asio::generic::stream_protocol::socket(std::move(socket)), socket_address(server), std::move(settings));
     auto pair = co_await std::move(pairing);
     co_return pair;
 }
@@ -296,7 +295,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> open_unix_connection(std::
     detail::refuse_role(options);
     detail::require_positive(options.connect_timeout, "connect_timeout");
     return detail::open_unix_connection(std::string(path), options.connect_timeout,
-                                        detail::make_client_settings(options, {}), options.ssl && !options.upgradeable);
+                                        detail::make_client_settings(options, {}));
 }
 
 #endif

@@ -3,6 +3,8 @@
 #ifndef UPGRADEABLE_STREAMS_SOCKET_ADDRESS_HPP
 #define UPGRADEABLE_STREAMS_SOCKET_ADDRESS_HPP
 
+#include <upgradeable_streams/detail/text.hpp>
+
 #include <asio/generic/stream_protocol.hpp>
 #include <asio/ip/address.hpp>
 #include <asio/ip/tcp.hpp>
@@ -62,7 +64,7 @@ struct socket_address
     {
         if (is_unix)
             return host.empty() ? "a Unix domain socket" : host;
-        return (host.find(':') == host.npos ? host : "[" + host + "]") + ":" + std::to_string(port);
+        return detail::join_host_port(host, std::to_string(port));
     }
 
     friend bool operator==(const socket_address&, const socket_address&) = default;

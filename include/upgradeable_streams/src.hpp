@@ -38,8 +38,8 @@ namespace upgradeable_streams
 {
 
 template class detail::stream_connection<asio::generic::stream_protocol::socket>;
-template asio::awaitable<std::string> stream_reader::read_match(shared_handle, newline);
-template asio::awaitable<std::string> stream_reader::read_match(shared_handle, several);
+template asio::awaitable<std::string> stream_reader::read_match(shared_handle, detail::newline);
+template asio::awaitable<std::string> stream_reader::read_match(shared_handle, detail::any_separator);
 
 } // namespace upgradeable_streams
 

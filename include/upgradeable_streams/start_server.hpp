@@ -6,12 +6,10 @@
 #include <upgradeable_streams/callable_view.hpp>
 #include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/deadline.hpp>
-#include <upgradeable_streams/detail/handle.hpp>
 #include <upgradeable_streams/detail/inner_stream.hpp>
 #include <upgradeable_streams/detail/listener.hpp>
-#include <upgradeable_streams/detail/tls_settings.hpp>
-#include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/port_number.hpp>
+#include <upgradeable_streams/server.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 #include <upgradeable_streams/stream_reader.hpp>
 #include <upgradeable_streams/stream_writer.hpp>
@@ -21,7 +19,6 @@
 #include <asio/awaitable.hpp>
 #include <asio/basic_socket_acceptor.hpp>
 #include <asio/socket_base.hpp>
-#include <asio/this_coro.hpp>
 
 #include <chrono>
 #include <cstddef>
@@ -109,117 +106,10 @@ struct server_options
 
 static_assert(std::is_trivially_destructible_v<server_options>);
 
-class server;
-
 namespace detail
 {
-
 listener_settings make_server_settings(connection_handler handler, const server_options& options);
-
-/// `bind(bound_sockets&)` is a coroutine.
-template <typename Bind>
-asio::awaitable<server> start_server(listener_settings settings, Bind bind, bool serving);
-
-} // namespace detail
-
-/// Listens, and runs a handler for each connection (asyncio.Server). Copies are the same server; when the last one
-/// goes, listening ends as if by close.
-///
-/// Concurrency: every member may be called from any thread, the handlers' included.
-///
-/// Lifetime: not beyond the io_context's, as of Asio's own objects.
-class [[nodiscard]] server
-{
-public:
-    /// None, as one that was moved from: to be assigned to. Any other use is errc::connection_closed.
-    server() = default;
-
-    /// Begins to listen and accept; does nothing when that was done.
-    ///
-    /// Errors: std::system_error; errc::connection_closed for a server that was closed.
-    void start_serving() { handle_->listener->start_serving(); }
-
-    /// Begins to listen unless that was done, and serves until `close` is called.
-    ///
-    /// Errors: as start_serving. Cancellation: closes the server.
-    asio::awaitable<void> serve_forever() { return serve_forever(handle_); }
-
-    /// Stops listening; connections go on. The file of a Unix domain socket is removed. Where this is called on the
-    /// server's own executor, and not in a handler of a connection, that is done on return; soon otherwise.
-    void close() { handle_->listener->close(); }
-
-    /// Closes each connection as stream_writer::close does. A `farewell`, as "421 closing\r\n", is sent before to each
-    /// that a handler has, behind what that has written, unless start_tls or stop_tls runs there.
-    void close_clients(std::string_view farewell = {}) { handle_->listener->clients().close_all(farewell); }
-
-    /// Closes each connection at once; what was queued is lost.
-    void abort_clients() { handle_->listener->clients().abort_all(); }
-
-    /// Waits until the server is closed and so is every connection; for ever in a handler of a connection, which waits
-    /// for itself. Cancellation: changes nothing.
-    asio::awaitable<void> wait_closed() { return wait_closed(handle_); }
-
-    /// Ends the server in good order and in time: `close`, `close_clients(farewell)`, and when `grace` has passed
-    /// `abort_clients` for those that are still open. Waits as wait_closed, for handlers too: one that awaits something
-    /// else than its connection is not hurried, and needs a deadline of its own; one that ends the server spawns this
-    /// as a coroutine of its own.
-    ///
-    /// Errors: std::invalid_argument for a `grace` that is not greater than zero. Cancellation: nothing is aborted.
-    asio::awaitable<void> shutdown(std::chrono::steady_clock::duration grace, std::string_view farewell = {})
-    {
-        detail::require_positive(grace, "grace");
-        return shutdown(handle_, grace, std::string(farewell));
-    }
-
-    /// Whether it listens.
-    bool is_serving() const { return handle_->listener->is_serving(); }
-
-    /// How many connections are open: accepted, and not yet closed and done with by their handlers.
-    std::size_t connection_count() const { return handle_->listener->clients().size(); }
-
-    /// The addresses bound, with the port that was picked; empty once closed.
-    std::vector<socket_address> sockets() const { return handle_->listener->sockets(); }
-
-    /// Uses another context, shared as tls_options says, for connections accepted from now on.
-    ///
-    /// Errors: errc::not_upgradeable for a server that was started without one; std::invalid_argument for a client's.
-    void set_ssl_context(asio::ssl::context& ssl) { handle_->listener->set_ssl_context(ssl); }
-
-private:
-    template <typename Bind>
-    friend asio::awaitable<server> detail::start_server(detail::listener_settings, Bind, bool);
-
-    struct handle
-    {
-        explicit handle(std::shared_ptr<detail::listener> l) : listener(std::move(l)) {}
-        handle(const handle&) = delete;
-        handle& operator=(const handle&) = delete;
-
-        ~handle()
-        {
-            try
-            {
-                listener->close();
-            }
-            catch (...)
-            {
-            }
-        }
-
-        std::shared_ptr<detail::listener> listener;
-    };
-
-    explicit server(std::shared_ptr<detail::listener> listener) : handle_(std::make_shared<handle>(std::move(listener)))
-    {
-    }
-
-    static asio::awaitable<void> serve_forever(detail::checked_ptr<handle> h);
-    static asio::awaitable<void> wait_closed(detail::checked_ptr<handle> h);
-    static asio::awaitable<void> shutdown(detail::checked_ptr<handle> h, std::chrono::steady_clock::duration grace,
-                                          std::string farewell);
-
-    detail::checked_ptr<handle> handle_;
-};
+}
 
 /// Listens on a host, several, or for `{}` or "" on all interfaces (asyncio.start_server); port 0 picks one port for
 /// all.
@@ -271,17 +161,6 @@ asio::awaitable<server> start_server(connection_handler handler,
     return detail::start_server(detail::make_server_settings(handler, options), std::move(bind), options.start_serving);
 }
 
-template <typename Bind>
-asio::awaitable<server> detail::start_server(listener_settings settings, Bind bind, bool serving)
-{
-    const auto executor = co_await asio::this_coro::executor;
-    server made(std::make_shared<listener>(executor, std::move(settings)));
-    co_await bind(made.handle_->listener->bound());
-    if (serving)
-        made.start_serving();
-    co_return made;
-}
-
 #ifdef UPGRADEABLE_STREAMS_DEFINITIONS
 
 UPGRADEABLE_STREAMS_DECL detail::listener_settings detail::make_server_settings(connection_handler handler,
@@ -310,7 +189,6 @@ UPGRADEABLE_STREAMS_DECL detail::listener_settings detail::make_server_settings(
     return {.handler = std::move(copied_handler),
             .error_handler = options.error_handler.copy(),
             .connection = std::move(connection),
-            .tls_at_once = options.ssl && !options.upgradeable,
             .detect_timeout = options.detect_tls ? std::optional(detect_timeout) : std::nullopt,
             .is_proxy = options.proxy_protocol.copy(),
             .listening = {.backlog = options.backlog,
@@ -349,35 +227,6 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<server> start_unix_server(connection_ha
     return detail::start_server(detail::make_server_settings(handler, options), bind, options.start_serving);
 }
 #endif
-
-UPGRADEABLE_STREAMS_DECL asio::awaitable<void> server::serve_forever(detail::checked_ptr<handle> h)
-{
-    h->listener->start_serving();
-    try
-    {
-        co_await h->listener->wait(false);
-    }
-    catch (...)
-    {
-        h->listener->close();
-        throw;
-    }
-}
-
-UPGRADEABLE_STREAMS_DECL asio::awaitable<void> server::wait_closed(detail::checked_ptr<handle> h)
-{
-    co_await h->listener->wait(true);
-}
-
-UPGRADEABLE_STREAMS_DECL asio::awaitable<void>
-server::shutdown(detail::checked_ptr<handle> h, std::chrono::steady_clock::duration grace, std::string farewell)
-{
-    h->listener->close();
-    h->listener->clients().close_all(farewell);
-    const auto executor = co_await asio::this_coro::executor;
-    const detail::deadline within(executor, grace, [listener = h->listener] { listener->clients().abort_all(); });
-    co_await h->listener->wait(true);
-}
 
 #endif
 

@@ -3,9 +3,11 @@
 #ifndef UPGRADEABLE_STREAMS_STREAM_READER_HPP
 #define UPGRADEABLE_STREAMS_STREAM_READER_HPP
 
+#include <upgradeable_streams/detail/checked_ptr.hpp>
 #include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/handle.hpp>
+#include <upgradeable_streams/detail/separators.hpp>
 #include <upgradeable_streams/detail/wait.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/string_list.hpp>
@@ -22,12 +24,10 @@
 #include <optional>
 #include <ranges>
 #include <span>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 namespace upgradeable_streams
 {
@@ -106,7 +106,7 @@ public:
     /// limit_overrun_error when the limit is passed, with the data still in the buffer.
     asio::awaitable<std::string> readuntil(string_list separators = "\n")
     {
-        return read_match(handle_, several(separators));
+        return read_match(handle_, detail::any_separator(separators));
     }
 
     /// Reads up to and with a newline.
@@ -116,7 +116,7 @@ public:
     /// Errors: limit_overrun_error for a line longer than the limit, which is dropped up to and with its newline; what
     /// of it comes later the next readline drops, however much that is, unless another read takes of it before (asyncio
     /// takes it for a line).
-    asio::awaitable<std::string> readline() { return read_match(handle_, newline()); }
+    asio::awaitable<std::string> readline() { return read_match(handle_, detail::newline()); }
 
     /// Looks, without waiting, whether a read would get anything at once: bytes, or the end of the stream. In a pool a
     /// connection that is idle has neither; one that has is not to be used any more.
@@ -139,62 +139,6 @@ public:
 private:
     friend stream_pair detail::make_handles(std::shared_ptr<detail::connection>, unsigned);
     using shared_handle = detail::checked_ptr<detail::handle>;
-
-    struct match
-    {
-        std::size_t begin;
-        std::size_t end;
-    };
-
-    struct newline
-    {
-        static constexpr bool ends_lines = true; ///< One that is too long is dropped, the last may lack its end.
-        std::size_t longest = 1;
-
-        std::optional<match> find(std::string_view data, std::size_t from) const
-        {
-            const std::size_t at = data.find('\n', from);
-            return at == data.npos ? std::nullopt : std::optional<match>({at, at + 1});
-        }
-    };
-
-    struct several
-    {
-        static constexpr bool ends_lines = false;
-        std::vector<std::string> separators;
-        std::size_t longest = 0;
-
-        explicit several(const string_list& given)
-        {
-            for (std::size_t i = 0; i < given.size(); ++i)
-            {
-                separators.emplace_back(given[i]);
-                longest = std::max(longest, given[i].size());
-                if (given[i].empty())
-                    throw std::invalid_argument("readuntil: a separator must have at least one byte");
-            }
-            if (separators.empty())
-                throw std::invalid_argument("readuntil: at least one separator is needed");
-        }
-
-        std::optional<match> find(std::string_view data, std::size_t from) const
-        {
-            std::optional<match> first;
-            std::string_view window; // a separator that does not come is not sought in all there is for each record anew
-            for (std::size_t size = 64; !first && window.size() < data.size(); size *= 2)
-            {
-                window = data.substr(0, from + size);
-                for (const std::string& separator : separators)
-                {
-                    const std::size_t at = window.find(separator, from);
-                    if (at != window.npos && (!first || at + separator.size() < first->end))
-                        first = {at, at + separator.size()};
-                }
-                from = std::max(from, std::max(window.size() + 1, longest) - longest);
-            }
-            return first;
-        }
-    };
 
     explicit stream_reader(shared_handle handle) : handle_(std::move(handle)) {}
 
@@ -281,7 +225,7 @@ asio::awaitable<std::string> stream_reader::read_match(shared_handle handle, Sep
     for (;;)
     {
         const std::string_view data = c.received();
-        const std::optional<match> found = separators.find(data, from);
+        const std::optional<detail::match> found = separators.find(data, from);
         if (Separators::ends_lines && c.is_amid_dropped_line() && !data.empty())
         {
             c.discard(found ? found->end : data.size());

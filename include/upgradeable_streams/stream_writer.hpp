@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_STREAM_WRITER_HPP
 #define UPGRADEABLE_STREAMS_STREAM_WRITER_HPP
 
+#include <upgradeable_streams/detail/checked_ptr.hpp>
 #include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/handle.hpp>

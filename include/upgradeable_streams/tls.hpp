@@ -93,6 +93,7 @@ inline bool begins_tls_handshake(std::string_view bytes)
     return detail::begins_tls_record(bytes) && (bytes.empty() || bytes[0] == 0x16);
 }
 
+/// What encrypts (asyncio's `cipher`).
 struct cipher_info
 {
     std::string name;     ///< As in TLS_AES_256_GCM_SHA384.

@@ -51,6 +51,9 @@ struct key_pair_options
     std::string_view private_key_data = {};
 };
 
+/// Options of create_client_context.
+///
+/// Lifetime: views are used in the call only.
 struct client_context_options
 {
     std::string_view ca_file = {}; ///< PEM file of trusted certificates, in place of the system's.
@@ -92,6 +95,9 @@ struct named_context
     asio::ssl::context* ssl = nullptr;
 };
 
+/// Options of create_server_context.
+///
+/// Lifetime: views are used in the call only.
 struct server_context_options
 {
     key_pair_options identity = {}; ///< Required.

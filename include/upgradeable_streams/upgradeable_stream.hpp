@@ -38,6 +38,7 @@ template <typename Socket>
 class stream_connection;
 }
 
+/// Options of upgradeable_stream::async_shutdown.
 struct shutdown_options
 {
     /// shutdown_send ends only the own direction: with a FIN in plain text, with a close_notify under TLS, to which
@@ -49,6 +50,7 @@ struct shutdown_options
     std::optional<std::chrono::steady_clock::duration> timeout = {};
 };
 
+/// Options of upgradeable_stream::async_stop_tls.
 struct stop_tls_options
 {
     /// The deadline of the whole exchange; the stream's own shutdown deadline unless given.
@@ -201,7 +203,8 @@ public:
     /// came with or after it, in plain text; what has to be known to have come through TLS is read before. The stream
     /// can be upgraded again. No read or write may be pending.
     ///
-    /// Errors: errc::not_tls and upgrade_in_progress leave the stream as it was. Every other failure closes it:
+    /// Errors: std::invalid_argument at the call for a timeout that is not greater than zero; errc::not_tls and
+    /// upgrade_in_progress leave the stream as it was. Every other failure closes it:
     /// asio::ssl::error::stream_truncated when the peer sent no close_notify, errc::shutdown_timeout,
     /// asio::error::no_buffer_space, std::errc::protocol_error, the error that a read met. Cancellation: closes it.
     template <typename Token = asio::default_completion_token_t<executor_type>>
@@ -221,7 +224,8 @@ public:
     /// No read may be pending for shutdown_both. What a read has found already is not awaited again: the end of the
     /// peer's direction, or an error after which no close_notify can be sent.
     ///
-    /// Errors: errc::shutdown_timeout, after which the socket is closed; asio::ssl::error::stream_truncated when the
+    /// Errors: std::invalid_argument at the call for shutdown_receive, and for a timeout that is not greater than zero;
+    /// errc::shutdown_timeout, after which the socket is closed; asio::ssl::error::stream_truncated when the
     /// peer closed without a close_notify of its own, unless suppress_ragged_eofs; the error that a read met.
     template <typename Token = asio::default_completion_token_t<executor_type>>
     auto async_shutdown(const shutdown_options& options = {}, Token&& token = {})

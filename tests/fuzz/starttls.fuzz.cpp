@@ -58,7 +58,7 @@ asio::awaitable<us::starttls::negotiated> mysql(const us::stream_reader& reader,
 asio::awaitable<us::starttls::negotiated> http_connect(const us::stream_reader& reader, const us::stream_writer& writer,
                                                        const us::starttls::starttls_options& options)
 {
-    return us::starttls::http_connect(reader, writer, "localhost", 443, {.policy = options.policy, .user = "a"});
+    return us::starttls::http_connect(reader, writer, "localhost", 443, {.policy = options.policy}, {.user = "a"});
 }
 
 struct protocol

@@ -333,10 +333,9 @@ asio::awaitable<us::starttls::negotiated> http_connect(const us::stream_reader& 
                                                        const us::starttls::starttls_options& options)
 {
     using us::starttls_policy;
-    us::starttls::http_connect_options how{
-        .tls = options.tls, .timeout = options.timeout, .user = "a", .password = "b:c"};
+    us::starttls::starttls_options how = options;
     how.policy = options.policy == starttls_policy::attempt ? starttls_policy::never : options.policy;
-    return us::starttls::http_connect(reader, writer, "localhost", 443, how);
+    return us::starttls::http_connect(reader, writer, "localhost", 443, how, {.user = "a", .password = "b:c"});
 }
 
 conversation of_http_connect()

@@ -112,8 +112,8 @@ TEST_CASE(
                     {
                     }
                 });
-            const us::starttls::http_connect_options never{.policy = us::starttls_policy::never,
-                                                           .tls = {.server_hostname = name}};
+            const us::starttls::starttls_options never{.policy = us::starttls_policy::never,
+                                                       .tls = {.server_hostname = name}};
             us::starttls::negotiated made =
                 co_await us::starttls::http_connect(link.reader, link.writer, "target.example", 25, never);
             std::string what;
@@ -138,7 +138,9 @@ TEST_CASE("http_connect: user and password are in the request, and not in errors
 {
     const auto client =
         [](const us::stream_reader& reader, const us::stream_writer& writer, const us::starttls::starttls_options&)
-    { return us::starttls::http_connect(reader, writer, "::1", 1, {.user = "Aladdin", .password = "open sesame"}); };
+    {
+        return us::starttls::http_connect(reader, writer, "::1", 1, {}, {.user = "Aladdin", .password = "open sesame"});
+    };
     const std::string secret = "QWxhZGRpbjpvcGVuIHNlc2FtZQ=="; // RFC 7617 section 2
     const std::string request =
         "CONNECT [::1]:1 HTTP/1.1\r\nHost: [::1]:1\r\nProxy-Authorization: Basic " + secret + "\r\n\r\n";
@@ -164,7 +166,7 @@ TEST_CASE("http_connect: hosts, ports, users and passwords that would make anoth
                                     std::string_view password = {})
             {
                 CAPTURE(host, user, password);
-                CHECK_THROWS_AS(us::starttls::http_connect(link.reader, link.writer, host, port,
+                CHECK_THROWS_AS(us::starttls::http_connect(link.reader, link.writer, host, port, {},
                                                            {.user = user, .password = password}),
                                 std::invalid_argument);
             };

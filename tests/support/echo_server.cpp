@@ -1,12 +1,19 @@
 #include "echo_server.hpp"
 
+#include "run.hpp"
+
+#include <asio/error.hpp>
+#include <asio/io_context.hpp>
+
 #include <tuple>
 #include <utility>
+
+namespace us = upgradeable_streams;
 
 namespace test
 {
 
-asio::awaitable<void> echo(upgradeable_streams::stream_reader reader, upgradeable_streams::stream_writer writer)
+asio::awaitable<void> echo(us::stream_reader reader, us::stream_writer writer)
 {
     for (;;)
     {
@@ -23,7 +30,7 @@ asio::awaitable<void> echo(upgradeable_streams::stream_reader reader, upgradeabl
 
 asio::awaitable<std::string> ask(std::string host, std::uint16_t port, std::string line)
 {
-    auto [reader, writer] = co_await upgradeable_streams::open_connection(host, port);
+    auto [reader, writer] = co_await us::open_connection(host, port);
     writer.write(line);
     std::string answer = co_await reader.readline();
     writer.close();
@@ -31,9 +38,34 @@ asio::awaitable<std::string> ask(std::string host, std::uint16_t port, std::stri
     co_return answer;
 }
 
-asio::awaitable<std::string> ask(const upgradeable_streams::server& server, std::string line)
+asio::awaitable<std::string> ask(const us::server& server, std::string line)
 {
     return ask("127.0.0.1", server.sockets().front().port, std::move(line));
+}
+
+asio::awaitable<std::pair<std::string, std::string>> ask_tls(std::uint16_t port, asio::ssl::context& ssl,
+                                                             std::string line)
+{
+    auto [reader, writer] = co_await us::open_connection("localhost", port, {.ssl = &ssl, .family = us::ip_family::v4});
+    writer.write(line);
+    std::string answer = co_await reader.readline();
+    std::string subject = writer.get_extra_info<"peercert">()->subject();
+    writer.close();
+    co_await writer.wait_closed();
+    co_return std::pair(std::move(subject), std::move(answer));
+}
+
+asio::awaitable<void> until_refused(std::uint16_t port)
+{
+    const auto refused = [port]
+    {
+        asio::io_context io;
+        asio::ip::tcp::socket socket(io);
+        asio::error_code error;
+        socket.connect(loopback(port), error);
+        return error == asio::error::connection_refused;
+    };
+    co_await eventually(refused);
 }
 
 } // namespace test

@@ -97,6 +97,13 @@ asio::awaitable<std::string> ask(std::string host, std::uint16_t port, std::stri
 
 asio::awaitable<std::string> ask(const upgradeable_streams::server& server, std::string line);
 
+/// A client that upgrades and asks; the result is the server's certificate and the answer.
+asio::awaitable<std::pair<std::string, std::string>> ask_tls(std::uint16_t port, asio::ssl::context& ssl,
+                                                             std::string line);
+
+/// Waits until connections to a port of 127.0.0.1 are refused.
+asio::awaitable<void> until_refused(std::uint16_t port);
+
 } // namespace test
 
 #endif

@@ -175,7 +175,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> bound_sockets::bind(std::vector<s
         if (found.empty())
             found = co_await query.async_resolve(resolver, asio::redirect_error(asio::use_awaitable, error));
         if (error)
-            throw std::system_error(error, "cannot resolve " + host + ":" + service);
+            throw std::system_error(error, "cannot resolve " + join_host_port(host, service));
         for (const auto& entry : found)
             if (std::ranges::find(endpoints, entry.endpoint()) == endpoints.end())
                 endpoints.push_back(entry.endpoint());

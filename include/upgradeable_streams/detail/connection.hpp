@@ -10,6 +10,7 @@
 #include <upgradeable_streams/detail/handshake_limit.hpp>
 #include <upgradeable_streams/detail/read_side.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
+#include <upgradeable_streams/detail/upgrade_error.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 
@@ -27,6 +28,7 @@
 #include <exception>
 #include <limits>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <string_view>

@@ -26,6 +26,7 @@ struct connection_settings
     std::optional<std::chrono::steady_clock::duration> operation_timeout;
     std::shared_ptr<handshake_limit> handshakes;
     std::shared_ptr<detail::strand> strand; ///< Null for a connection on whose executor nothing else runs meanwhile.
+    bool tls_at_once = false;               ///< Before anything is read or written.
 };
 
 /// Checks and owns what connection_options and server_options have in common.
@@ -39,6 +40,7 @@ connection_settings make_settings(const Options& options, tls_role role, std::st
     if (options.operation_timeout)
         require_positive(*options.operation_timeout, "operation_timeout");
     connection_settings made;
+    made.tls_at_once = options.ssl && !options.upgradeable;
     made.limit = options.limit;
     made.operation_timeout = options.operation_timeout;
     made.tls.apply({.ssl = options.ssl,

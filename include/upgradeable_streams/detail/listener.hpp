@@ -57,7 +57,6 @@ struct listener_settings
     std::function<asio::awaitable<void>(stream_reader, stream_writer)> handler;
     std::function<void(std::exception_ptr, const socket_address&)> error_handler;
     connection_settings connection;
-    bool tls_at_once;
     std::optional<std::chrono::steady_clock::duration> detect_timeout; ///< Given when TLS is to be detected.
     std::function<bool(const socket_address&)> is_proxy;
     listening_options listening;
@@ -317,7 +316,7 @@ UPGRADEABLE_STREAMS_DECL std::shared_ptr<connection> listener::adopt(any_socket 
 /// What comes before the handler.
 UPGRADEABLE_STREAMS_DECL asio::awaitable<void> listener::begin(connection& c) const
 {
-    bool is_tls = settings_.tls_at_once;
+    bool is_tls = settings_.connection.tls_at_once;
     if (settings_.is_proxy && settings_.is_proxy(c.peername().value_or(socket_address())))
         co_await read_proxy_header(c, c.settings().handshake_timeout);
     if (settings_.detect_timeout)
@@ -333,7 +332,7 @@ listener::session(std::shared_ptr<listener> self, std::shared_ptr<connection> c,
     try
     {
         const listener_settings& given = self->settings_;
-        if (given.tls_at_once || given.is_proxy || given.detect_timeout)
+        if (given.connection.tls_at_once || given.is_proxy || given.detect_timeout)
         {
             co_await self->begin(*c);
             c->set_operation_timeout(given.connection.operation_timeout);

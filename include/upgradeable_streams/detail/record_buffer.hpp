@@ -3,6 +3,8 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_RECORD_BUFFER_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_RECORD_BUFFER_HPP
 
+#include <asio/buffer.hpp>
+#include <asio/error_code.hpp>
 #include <openssl/ssl3.h>
 
 #include <algorithm>
@@ -10,7 +12,9 @@
 #include <cstring>
 #include <memory>
 #include <string_view>
+#include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace upgradeable_streams::detail
 {
@@ -77,6 +81,45 @@ private:
     storage storage_;
     std::size_t size_ = 0;
 };
+
+/// Gives `encrypt(part, error)`, which returns how much of it was taken, at most tls_batch bytes: of several fragments
+/// those that fill a record as they are, smaller ones joined.
+template <typename ConstBufferSequence, typename Encrypt>
+std::size_t gather_into_records(const ConstBufferSequence& buffers, Encrypt encrypt, asio::error_code& error)
+{
+    if constexpr (std::is_convertible_v<const ConstBufferSequence&, asio::const_buffer>)
+        return encrypt(buffers, error);
+    else
+    {
+        std::vector<char> joined;
+        std::size_t size = 0;
+        const auto put_joined = [&]
+        {
+            size += encrypt(asio::buffer(joined), error);
+            joined.clear();
+        };
+        for (auto b = asio::buffer_sequence_begin(buffers); b != asio::buffer_sequence_end(buffers); ++b)
+        {
+            const asio::const_buffer fragment(*b);
+            const bool is_large = fragment.size() >= SSL3_RT_MAX_PLAIN_LENGTH;
+            if (is_large || joined.size() + fragment.size() > SSL3_RT_MAX_PLAIN_LENGTH)
+                put_joined();
+            const std::size_t room = tls_batch - size;
+            if (error || room < SSL3_RT_MAX_PLAIN_LENGTH)
+                break;
+            const auto* const bytes = static_cast<const char*>(fragment.data());
+            if (!is_large)
+                joined.insert(joined.end(), bytes, bytes + fragment.size());
+            else
+                size += encrypt(asio::buffer(fragment, room), error);
+            if (is_large && fragment.size() > room)
+                return size;
+        }
+        if (!error)
+            put_joined();
+        return size;
+    }
+}
 
 } // namespace upgradeable_streams::detail
 

@@ -4,9 +4,9 @@
 #define UPGRADEABLE_STREAMS_DETAIL_SHUTDOWN_OPERATION_HPP
 
 #include <upgradeable_streams/detail/deadline.hpp>
+#include <upgradeable_streams/detail/initiation.hpp>
 #include <upgradeable_streams/detail/record_framing.hpp>
 #include <upgradeable_streams/detail/stream_state.hpp>
-#include <upgradeable_streams/detail/tls_core.hpp>
 #include <upgradeable_streams/detail/tls_limits.hpp>
 #include <upgradeable_streams/error.hpp>
 
@@ -75,7 +75,7 @@ struct shutdown_operation
             [[fallthrough]];
         case waiting:
             if (!state->tls()->can_write() && !cancelled)
-                return state->tls()->async_wait_change(std::move(self));
+                return state->tls()->async_wait_output(std::move(self));
             if (has_failed())
             {
                 result = state->read_error;
@@ -92,7 +92,7 @@ struct shutdown_operation
             [[fallthrough]];
         case sending:
             if (!state->tls()->is_sent() && !cancelled)
-                return state->tls()->async_wait_change(std::move(self));
+                return state->tls()->async_wait_output(std::move(self));
             if (!result)
                 result = state->tls()->error();
             if (result || cancelled || what == asio::socket_base::shutdown_send)
@@ -108,7 +108,7 @@ struct shutdown_operation
             return finish(self, cancelled);
         case settling:
             if (!result && !cancelled && !(state->tls()->can_write() && state->tls()->is_sent()))
-                return state->tls()->async_wait_change(std::move(self));
+                return state->tls()->async_wait_output(std::move(self));
             if (!result)
                 result = state->tls()->error();
             step = leaving;

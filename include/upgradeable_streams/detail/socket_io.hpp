@@ -119,6 +119,19 @@ inline std::size_t send_at_once(socket_descriptor descriptor, std::string_view b
     return size < 0 ? 0 : static_cast<std::size_t>(size);
 }
 
+/// Sends what the socket takes until it takes no more, nothing where there is none; sets `error` when that fails for
+/// good.
+inline std::size_t send_all_at_once(socket_descriptor descriptor, std::string_view bytes, asio::error_code& error)
+{
+    std::size_t size = 0;
+    asio::error_code failed;
+    while (size < bytes.size() && descriptor != invalid_descriptor && !failed)
+        size += send_at_once(descriptor, bytes.substr(size), failed);
+    if (failed && failed != asio::error::would_block)
+        error = failed;
+    return size;
+}
+
 /// Receives what the socket holds; asio::error::eof at the end.
 inline std::size_t receive_at_once(socket_descriptor descriptor, char* data, std::size_t capacity,
                                    asio::error_code& error)

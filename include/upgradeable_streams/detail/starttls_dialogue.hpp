@@ -63,8 +63,13 @@ public:
     /// What errors show in place of a reply that is not for people's eyes.
     void explain(std::string words) { words_ = std::move(words); }
 
-    /// Errors: errc::tls_not_offered where it is required.
-    bool wants_tls(bool is_offered) const { return upgradeable_streams::wants_tls(policy_, is_offered); }
+    /// Whether to ask for TLS. Errors: errc::tls_not_offered where it is required.
+    bool wants_tls(bool is_offered) const
+    {
+        if (!is_offered)
+            refused(errc::tls_not_offered);
+        return is_offered && policy_ != starttls_policy::never;
+    }
 
     /// To be called when the server has refused what it had not offered. Errors: the reason, where TLS is required.
     void refused(errc reason) const;
@@ -296,7 +301,7 @@ UPGRADEABLE_STREAMS_DECL void starttls_dialogue::give_up()
         const bool is_callers = error.code().category() == category() ||
                                 error.code() == asio::error::operation_aborted ||
                                 error.code() == asio::error::no_memory;
-        if (!is_callers || error.code() == errc::tls_not_offered)
+        if (!is_callers)
             fail(error.code());
         throw;
     }

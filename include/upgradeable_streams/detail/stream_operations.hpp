@@ -3,9 +3,9 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_STREAM_OPERATIONS_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_STREAM_OPERATIONS_HPP
 
+#include <upgradeable_streams/detail/initiation.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/stream_state.hpp>
-#include <upgradeable_streams/detail/tls_core.hpp>
 #include <upgradeable_streams/error.hpp>
 
 #include <asio/buffer.hpp>
@@ -135,7 +135,7 @@ struct write_operation
             if (cancelled)
                 return self.complete(asio::error::operation_aborted, 0);
             if (!link.can_write())
-                return link.async_wait_change(std::move(self));
+                return link.async_wait_output(std::move(self));
             {
                 step = writing;
                 auto& layer = state->tls()->layer();
@@ -149,7 +149,7 @@ struct write_operation
             [[fallthrough]];
         case sending:
             if (!link.is_sent() && !cancelled)
-                return link.async_wait_change(std::move(self));
+                return link.async_wait_output(std::move(self));
             if (!link.is_sent() || result == asio::error::operation_aborted)
                 state->failure = errc::stream_unusable;
             if (!link.is_sent())

@@ -5,10 +5,10 @@
 
 #include <upgradeable_streams/detail/deadline.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
-#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/detail/tls_limits.hpp>
 #include <upgradeable_streams/detail/tls_link.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
+#include <upgradeable_streams/detail/upgrade_error.hpp>
 #include <upgradeable_streams/error.hpp>
 
 #include <asio/bind_executor.hpp>
@@ -220,26 +220,7 @@ struct stream_state : std::enable_shared_from_this<stream_state<Socket, TlsLayer
     }
 
     /// The exception of an upgrade that failed with `error`.
-    tls_error describe(const asio::error_code& error)
-    {
-        const int reason = error.category() == asio::error::get_ssl_category()
-                               ? ERR_GET_REASON(static_cast<unsigned long>(error.value()))
-                               : 0;
-        if (ssl() && reason == SSL_R_CERTIFICATE_VERIFY_FAILED)
-            return {error,
-                    "TLS upgrade: " + refusal_of_certificate(ssl(), settings),
-                    SSL_get_verify_result(ssl()),
-                    {},
-                    shown_certificate(ssl())};
-        std::string what = name_of_upgrade(settings);
-        if (reason > SSL_AD_REASON_OFFSET) // an alert was received
-            what += ", refused by the peer";
-        if (error == asio::ssl::error::stream_truncated)
-            what += ", during which the peer closed the connection";
-        if (!not_tls.empty())
-            what += ", answered with \"" + printable(not_tls) + "\"";
-        return {error, what, X509_V_OK, not_tls};
-    }
+    tls_error describe(const asio::error_code& error) { return describe_upgrade(error, ssl(), settings, not_tls); }
 
     std::variant<Socket, changing, encrypted> stage;
     tls_settings settings;

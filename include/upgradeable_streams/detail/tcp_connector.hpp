@@ -4,8 +4,9 @@
 #define UPGRADEABLE_STREAMS_DETAIL_TCP_CONNECTOR_HPP
 
 #include <upgradeable_streams/detail/compilation.hpp>
+#include <upgradeable_streams/detail/deadline.hpp>
 #include <upgradeable_streams/detail/resolve.hpp>
-#include <upgradeable_streams/detail/tls_settings.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/detail/wait.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/port_number.hpp>
@@ -39,10 +40,9 @@ public:
     template <typename Options>
     tcp_connector(std::string_view host, port_number port, const Options& options)
         : host_(host.starts_with('[') && host.ends_with(']') ? host.substr(1, host.size() - 2) : host),
-          service_(port.to_string()),
-          target_((host_.find(':') == host_.npos ? host_ : "[" + host_ + "]") + ":" + service_),
-          family_(options.family), delay_(options.happy_eyeballs_delay),
-          interleave_(options.interleave.value_or(delay_ ? 1 : 0)), timeout_(options.connect_timeout)
+          service_(port.to_string()), target_(join_host_port(host_, service_)), family_(options.family),
+          delay_(options.happy_eyeballs_delay), interleave_(options.interleave.value_or(delay_ ? 1 : 0)),
+          timeout_(options.connect_timeout)
     {
         if (host_.empty())
             throw std::invalid_argument("host must not be empty");
@@ -133,7 +133,7 @@ tcp_connector::resolve(tcp::resolver& resolver, std::string host, std::string se
     while (!answer->error)
         co_await wait_until(deadline_);
     if (*answer->error)
-        throw std::system_error(*answer->error, "cannot resolve " + host + ":" + service);
+        throw std::system_error(*answer->error, "cannot resolve " + join_host_port(host, service));
     co_return endpoints(answer->results.begin(), answer->results.end());
 }
 

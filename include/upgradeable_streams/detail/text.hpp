@@ -19,9 +19,10 @@
 namespace upgradeable_streams::detail
 {
 
-/// What a peer sent, fit to be shown in one line: at most `most` bytes of it, others than printable ASCII escaped.
-inline std::string printable(std::string_view bytes, std::size_t most = 100)
+/// What a peer sent, fit to be shown in one line: at most 100 bytes of it, others than printable ASCII escaped.
+inline std::string printable(std::string_view bytes)
 {
+    constexpr std::size_t most = 100;
     std::string text;
     while (bytes.ends_with('\n') || bytes.ends_with('\r'))
         bytes.remove_suffix(1);
@@ -35,6 +36,15 @@ inline std::string printable(std::string_view bytes, std::size_t most = 100)
             (text += "\\x") += {digits[value / 16], digits[value % 16]};
         }
     return bytes.size() > most ? text + "..." : text;
+}
+
+/// `host:port`, with brackets around what has colons of its own.
+inline std::string join_host_port(std::string_view host, std::string_view port)
+{
+    std::string joined(host);
+    if (host.find(':') != host.npos)
+        joined = "[" + joined + "]";
+    return joined + ":" + std::string(port);
 }
 
 /// Throws std::invalid_argument for text that a function of C would cut.

@@ -3,6 +3,7 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_TLS_CORE_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_TLS_CORE_HPP
 
+#include <upgradeable_streams/detail/initiation.hpp>
 #include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/tls_blocking.hpp>

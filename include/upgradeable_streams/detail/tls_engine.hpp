@@ -23,9 +23,7 @@
 #include <new>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
-#include <vector>
 
 namespace upgradeable_streams::detail
 {
@@ -115,7 +113,7 @@ public:
     {
         for (std::string_view next; !(next = unsent_.front()).empty();)
         {
-            const std::size_t size = send_some(next, error);
+            const std::size_t size = send_all_at_once(descriptor_, next, error);
             unsent_.take(size);
             if (size < next.size())
                 return;
@@ -196,11 +194,12 @@ public:
     {
         record_buffer records(asio::buffer_size(buffers));
         records_ = &records;
-        const std::size_t size = encrypt(buffers, error);
+        const std::size_t size = gather_into_records(
+            buffers, [this](asio::const_buffer part, asio::error_code& e) { return encrypt(part, e); }, error);
         records_ = nullptr;
         std::string_view rest = records.filled();
         if (unsent_.empty())
-            rest.remove_prefix(send_some(rest, error));
+            rest.remove_prefix(send_all_at_once(descriptor_, rest, error));
         if (!rest.empty())
             unsent_.begin(rest);
         return size;
@@ -227,18 +226,6 @@ private:
 
     /// Before the handshake is done nothing is received beyond what is fed, lest plain text behind it goes unnoticed.
     bool may_receive() const { return is_established_ && may_hold_ && descriptor_ != invalid_descriptor; }
-
-    /// Sends of `bytes` what the descriptor takes; sets `error` when that fails for good.
-    std::size_t send_some(std::string_view bytes, asio::error_code& error)
-    {
-        std::size_t size = 0;
-        asio::error_code failed;
-        while (size < bytes.size() && descriptor_ != invalid_descriptor && !failed)
-            size += send_at_once(descriptor_, bytes.substr(size), failed);
-        if (failed && failed != asio::error::would_block)
-            error = failed;
-        return size;
-    }
 
     template <typename Function>
     asio::error_code outcome(Function function)
@@ -270,45 +257,7 @@ private:
                                                 : asio::error_code(asio::error::would_block);
     }
 
-    /// Of several fragments those that fill a record are encrypted where they are, smaller ones are joined.
-    template <typename ConstBufferSequence>
-    std::size_t encrypt(const ConstBufferSequence& buffers, asio::error_code& error)
-    {
-        if constexpr (std::is_convertible_v<const ConstBufferSequence&, asio::const_buffer>)
-            return encrypt_one(buffers, error);
-        else
-        {
-            std::vector<char> joined;
-            std::size_t size = 0;
-            const auto put_joined = [&]
-            {
-                size += encrypt_one(asio::buffer(joined), error);
-                joined.clear();
-            };
-            for (auto b = asio::buffer_sequence_begin(buffers); b != asio::buffer_sequence_end(buffers); ++b)
-            {
-                const asio::const_buffer fragment(*b);
-                const bool is_large = fragment.size() >= SSL3_RT_MAX_PLAIN_LENGTH;
-                if (is_large || joined.size() + fragment.size() > SSL3_RT_MAX_PLAIN_LENGTH)
-                    put_joined();
-                const std::size_t room = tls_batch - size;
-                if (error || room < SSL3_RT_MAX_PLAIN_LENGTH)
-                    break;
-                const auto* const bytes = static_cast<const char*>(fragment.data());
-                if (!is_large)
-                    joined.insert(joined.end(), bytes, bytes + fragment.size());
-                else
-                    size += encrypt_one(asio::buffer(fragment, room), error);
-                if (is_large && fragment.size() > room)
-                    return size;
-            }
-            if (!error)
-                put_joined();
-            return size;
-        }
-    }
-
-    std::size_t encrypt_one(asio::const_buffer bytes, asio::error_code& error)
+    std::size_t encrypt(asio::const_buffer bytes, asio::error_code& error)
     {
         std::size_t size = 0;
         if (bytes.size() > 0)

@@ -80,7 +80,7 @@ public:
     const asio::error_code& error() const { return core().write_error(); }
 
     template <typename Handler>
-    void async_wait_change(Handler&& handler)
+    void async_wait_output(Handler&& handler)
     {
         core().async_writable(std::forward<Handler>(handler));
     }

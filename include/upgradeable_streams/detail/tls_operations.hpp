@@ -3,8 +3,8 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_TLS_OPERATIONS_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_TLS_OPERATIONS_HPP
 
+#include <upgradeable_streams/detail/initiation.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
-#include <upgradeable_streams/detail/tls_core.hpp>
 #include <upgradeable_streams/detail/tls_engine.hpp>
 
 #include <asio/buffer.hpp>

@@ -3,7 +3,6 @@
 #ifndef UPGRADEABLE_STREAMS_DETAIL_TLS_SETTINGS_HPP
 #define UPGRADEABLE_STREAMS_DETAIL_TLS_SETTINGS_HPP
 
-#include <upgradeable_streams/certificate.hpp>
 #include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/context_data.hpp>
 #include <upgradeable_streams/detail/dane.hpp>
@@ -12,8 +11,6 @@
 #include <upgradeable_streams/detail/pins.hpp>
 #include <upgradeable_streams/detail/resumption.hpp>
 #include <upgradeable_streams/detail/server_identity.hpp>
-#include <upgradeable_streams/detail/text.hpp>
-#include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/tls.hpp>
 
 #include <asio/ssl/context.hpp>
@@ -22,20 +19,16 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstddef>
 #include <memory>
 #include <new>
-#include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 namespace upgradeable_streams::detail
 {
-
-/// How a certificate's names are compared with a host's.
-inline constexpr unsigned host_flags = X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT;
 
 /// The owned form of tls_options.
 struct tls_settings
@@ -92,15 +85,6 @@ struct tls_settings
 private:
     void check_tlsa_records() const;
 };
-
-/// What failed, for an error.
-std::string name_of_upgrade(const tls_settings& settings);
-
-/// The certificate that the peer has shown, whether or not it was accepted.
-std::optional<certificate> shown_certificate(SSL* ssl);
-
-/// Whose certificate was not accepted, for whom, and why.
-std::string refusal_of_certificate(SSL* ssl, const tls_settings& settings);
 
 /// What an upgrade was asked for, checked when the call was made.
 struct upgrade_request
@@ -202,7 +186,7 @@ UPGRADEABLE_STREAMS_DECL openssl_ptr<SSL> tls_settings::make_ssl() const
     }
     const server_identity identity = server_identity::parse(server_hostname);
     X509_VERIFY_PARAM* param = SSL_get0_param(ssl.get());
-    X509_VERIFY_PARAM_set_hostflags(param, host_flags);
+    X509_VERIFY_PARAM_set_hostflags(param, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT);
     const bool done = identity.is_address
                           ? X509_VERIFY_PARAM_set1_ip_asc(param, identity.name.c_str())
                           : X509_VERIFY_PARAM_set1_host(param, identity.name.data(), identity.name.size()) &&
@@ -221,43 +205,6 @@ UPGRADEABLE_STREAMS_DECL openssl_ptr<SSL> tls_settings::make_ssl() const
             throw std::bad_alloc();
     }
     return ssl;
-}
-
-UPGRADEABLE_STREAMS_DECL std::string name_of_upgrade(const tls_settings& settings)
-{
-    return "TLS upgrade" + (settings.server_hostname.empty() ? "" : " with " + settings.server_hostname);
-}
-
-UPGRADEABLE_STREAMS_DECL std::optional<certificate> shown_certificate(SSL* ssl)
-{
-    const STACK_OF(X509)* const chain = SSL_get0_verified_chain(ssl); // also of a chain that was not accepted
-    if (!chain || sk_X509_num(chain) == 0)
-        return std::nullopt;
-    return certificate(sk_X509_value(chain, 0));
-}
-
-UPGRADEABLE_STREAMS_DECL std::string refusal_of_certificate(SSL* ssl, const tls_settings& settings)
-{
-    const long reason = SSL_get_verify_result(ssl);
-    std::string text = "the peer's certificate";
-    const std::optional<certificate> given = shown_certificate(ssl);
-    if (given)
-        text += " (" + printable(given->subject()) + ")";
-    text += " is not accepted";
-    if (settings.role == tls_role::client)
-        text += " for \"" + settings.server_hostname + "\"";
-    text += std::string(" (") + verify_result_text(ssl, reason) + ")";
-    if (given && (reason == X509_V_ERR_HOSTNAME_MISMATCH || reason == X509_V_ERR_IP_ADDRESS_MISMATCH))
-    {
-        constexpr std::size_t most = 5;
-        const std::vector<std::string> names = given->subject_alt_names();
-        text += names.empty() ? "; it names no host" : "; it is for";
-        for (std::size_t i = 0; i < std::min(names.size(), most); ++i)
-            text += (i ? ", " : " ") + printable(names[i]);
-        if (names.size() > most)
-            text += " and " + std::to_string(names.size() - most) + " more";
-    }
-    return text;
 }
 
 UPGRADEABLE_STREAMS_DECL void tls_settings::resume(SSL* from)

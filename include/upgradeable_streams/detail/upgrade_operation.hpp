@@ -5,10 +5,10 @@
 
 #include <upgradeable_streams/detail/alpn.hpp>
 #include <upgradeable_streams/detail/deadline.hpp>
+#include <upgradeable_streams/detail/initiation.hpp>
 #include <upgradeable_streams/detail/record_framing.hpp>
 #include <upgradeable_streams/detail/resumption.hpp>
 #include <upgradeable_streams/detail/stream_state.hpp>
-#include <upgradeable_streams/detail/tls_core.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/error.hpp>
 #include <upgradeable_streams/tls.hpp>
@@ -23,7 +23,6 @@
 #include <optional>
 #include <string>
 #include <utility>
-#include <variant>
 
 namespace upgradeable_streams::detail
 {
@@ -72,7 +71,7 @@ struct upgrade_operation
             const bool cancelled = was_cancelled(self);
             auto& link = *state->tls();
             if (!link.is_sent() && !cancelled)
-                return link.async_wait_change(std::move(self));
+                return link.async_wait_output(std::move(self));
             if (!result)
                 result = link.error();
             result = conclude(within, result, cancelled, errc::handshake_timeout);
@@ -97,12 +96,10 @@ struct upgrade_operation
 
     asio::error_code refusal()
     {
-        if (state->failure)
-            return state->failure;
-        if (std::holds_alternative<typename State::encrypted>(state->stage))
+        if (const asio::error_code refused = state->refusal())
+            return refused;
+        if (state->tls())
             return errc::already_tls;
-        if (std::holds_alternative<typename State::changing>(state->stage))
-            return errc::upgrade_in_progress;
         if (!request->ssl)
             return errc::not_upgradeable;
         state->settings = std::move(request->settings); // whatever is refused from here on ends the stream

@@ -33,7 +33,7 @@ namespace upgradeable_streams::detail
 /// asio::ssl::stream (1.22.1 to 1.38.2) shares one output buffer and one lock between the records of a user's write
 /// and those that a read gives rise to (KeyUpdate replies, alerts). Its lock can be released by the wrong operation,
 /// so that two writes overlap, and a write that finds the lock taken completes without having sent anything. Here
-/// overlapping writes stay whole and in order, the lock is never held while the peer is slow, and `idle`
+/// overlapping writes stay whole and in order, the lock is never held while the peer is slow, and `can_write`
 /// lets a user's write begin only when the lock is free.
 ///
 /// Lifetime: an operation under way keeps the owner alive.
@@ -141,9 +141,9 @@ public:
     /// The first error of sending.
     const asio::error_code& error() const { return error_; }
 
-    /// Completes when something of `sent` and `idle` has changed, or for no reason.
+    /// Completes when is_sent or can_write may have changed, or for no reason.
     template <typename Handler>
-    void async_wait_change(Handler&& handler)
+    void async_wait_output(Handler&& handler)
     {
         changed_.async_wait(std::forward<Handler>(handler));
     }
@@ -154,11 +154,10 @@ private:
     {
         if (has_ended_)
             return;
-        const socket_descriptor descriptor = descriptor_of(next_);
         asio::error_code error;
-        while (!bytes.empty() && descriptor != invalid_descriptor && is_sent() && queue_.empty() && !error_ && !error)
-            bytes.remove_prefix(send_at_once(descriptor, bytes, error));
-        if (error && error != asio::error::would_block)
+        if (is_sent() && queue_.empty() && !error_)
+            bytes.remove_prefix(send_all_at_once(descriptor_of(next_), bytes, error));
+        if (error)
             fail(error);
         if (error_)
             return;
@@ -209,8 +208,7 @@ private:
     std::size_t take_rest(const MutableBufferSequence& buffers)
     {
         const std::string_view next = std::string_view(rest_).substr(rest_begin_, asio::buffer_size(buffers));
-        const std::size_t records = framing_.accept(next);
-        const std::size_t size = asio::buffer_copy(buffers, asio::buffer(next, records > 0 ? records : next.size()));
+        const std::size_t size = asio::buffer_copy(buffers, asio::buffer(next, framing_.admit(next)));
         rest_begin_ += size;
         if (rest_begin_ == rest_.size())
             take_plain_text();

@@ -18,7 +18,6 @@
 #include <asio/awaitable.hpp>
 
 #include <algorithm>
-#include <chrono>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -29,35 +28,28 @@ namespace upgradeable_streams
 namespace starttls
 {
 
-struct http_connect_options
+/// For a proxy that asks for them (Basic, RFC 7617), which reads them, as does everybody on the way to it unless that
+/// is encrypted.
+struct http_credentials
 {
-    /// Of the tunnel: `never` leaves it in plain text, for a later start_tls with the target, and no longer with the
-    /// proxy; `attempt` is as `require`, for no target tells what it offers.
-    starttls_policy policy = starttls_policy::require;
-
-    /// As for stream_writer::start_tls, with the target for `server_hostname` unless that is given. With `never` the
-    /// name alone counts.
-    tls_options tls = {};
-
-    /// The deadline of what is said before the handshake.
-    std::chrono::steady_clock::duration timeout = std::chrono::seconds(60);
-
-    /// For a proxy that asks for them (Basic, RFC 7617), which reads them, as does everybody on the way to it unless
-    /// that is encrypted.
     std::string_view user = {};
     std::string_view password = {};
 };
 
-static_assert(std::is_trivially_destructible_v<http_connect_options>);
+static_assert(std::is_trivially_destructible_v<http_credentials>);
 
-/// Has a proxy connect to a host, and begins TLS with the host. With an HTTPS proxy, where the pair is in TLS already:
-/// `http_connect` with starttls_policy::never, then `start_tls<within_tls>({.server_hostname = host})`.
+/// Has a proxy connect to a host, and begins TLS with the host, which is `tls.server_hostname` unless another is given.
+///
+/// starttls_policy::never leaves the tunnel in plain text, for a later start_tls with the target, and no longer with
+/// the proxy; of `tls` the name alone counts then. `attempt` is as `require`, for no target tells what it offers. With
+/// an HTTPS proxy, where the pair is in TLS already: `http_connect` with `never`, then
+/// `start_tls<within_tls>({.server_hostname = host})`.
 ///
 /// Errors: std::invalid_argument for a host that is neither a domain nor an address, a user with a colon, or a control
 /// character in user or password; any status but 2xx is errc::request_refused.
 asio::awaitable<negotiated> http_connect(const stream_reader& reader, const stream_writer& writer,
-                                         std::string_view host, port_number port,
-                                         const http_connect_options& options = {});
+                                         std::string_view host, port_number port, const starttls_options& options = {},
+                                         const http_credentials& credentials = {});
 
 } // namespace starttls
 
@@ -76,7 +68,7 @@ inline std::string make_authority(std::string_view host, const std::string& port
         throw std::invalid_argument("host must be without a port, which is an argument of its own");
     if (port.find_first_not_of("0123456789") != port.npos)
         throw std::invalid_argument("port must be a number: proxies know no names of services");
-    return (identity.name.find(':') == identity.name.npos ? identity.name : "[" + identity.name + "]") + ":" + port;
+    return join_host_port(identity.name, port);
 }
 
 /// The header that holds user and password, if there are any.
@@ -134,16 +126,17 @@ namespace starttls
 
 UPGRADEABLE_STREAMS_DECL asio::awaitable<negotiated> http_connect(const stream_reader& reader,
                                                                   const stream_writer& writer, std::string_view host,
-                                                                  port_number port, const http_connect_options& options)
+                                                                  port_number port, const starttls_options& options,
+                                                                  const http_credentials& credentials)
 {
     const std::string target = detail::make_authority(host, port.to_string());
-    starttls_options tunnel = {.policy = options.policy, .tls = options.tls, .timeout = options.timeout};
+    starttls_options tunnel = options;
     const std::string server(options.tls.server_hostname.empty() ? host : options.tls.server_hostname);
     tunnel.tls.server_hostname = server;
     if (options.policy == starttls_policy::never)
         tunnel.tls.server_hostname = {}; // the pair is the proxy's until it has answered
     const std::string request = "CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n" +
-                                detail::proxy_authorization(options.user, options.password) + "\r\n";
+                                detail::proxy_authorization(credentials.user, credentials.password) + "\r\n";
     return detail::starttls_dialogue::run("HTTP", reader, writer, tunnel, detail::talk_http_connect,
                                           "CONNECT " + target, request, server);
 }

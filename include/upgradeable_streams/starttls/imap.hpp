@@ -113,7 +113,7 @@ inline asio::awaitable<void> talk_imap(starttls_dialogue& dialogue)
         dialogue.fail(errc::request_refused);
     if (is_preauth)
     {
-        dialogue.wants_tls(false);
+        dialogue.refused(errc::tls_not_offered);
         dialogue.greeting = greeting;
     }
     dialogue.capabilities = capabilities_in(rest);

@@ -38,6 +38,7 @@
 namespace upgradeable_streams::starttls
 {
 
+/// Options of the clients.
 struct starttls_options
 {
     /// `attempt` goes on in plain text where the server does not offer TLS; one that offers it and then refuses is an

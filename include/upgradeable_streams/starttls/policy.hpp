@@ -10,11 +10,12 @@
 namespace upgradeable_streams
 {
 
+/// Whether TLS is to be used where plain text comes first.
 enum class starttls_policy
 {
     never,   ///< In plain text, whatever the peer offers.
     attempt, ///< TLS where it is offered: an attacker who hides the offer is not noticed (RFC 7435).
-    require
+    require  ///< TLS or no connection.
 };
 
 /// Whether to ask for TLS. Once it was asked for and granted, no policy goes back: a start_tls that fails closes the

@@ -112,7 +112,7 @@ inline asio::awaitable<void> talk_smtp(starttls_dialogue& dialogue, std::string 
     const bool is_unknown = std::ranges::count(std::array{"500", "502", "504"}, answer.code) > 0;
     if (is_unknown && command == "EHLO")
     {
-        dialogue.wants_tls(false);
+        dialogue.refused(errc::tls_not_offered);
         dialogue.ask("HELO", "HELO" + hello.substr(4));
         co_await expect_smtp(dialogue, "250");
         co_return;
