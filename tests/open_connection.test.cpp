@@ -76,6 +76,14 @@ std::atomic<std::uint16_t> line_service_port{0}; ///< Of the service named line-
 std::atomic<int> searches{0};                    ///< How often a name was searched for.
 std::shared_future<void> slow_answer;            ///< What slow.test waits for.
 
+std::ptrdiff_t threads()
+{
+    const std::filesystem::directory_iterator tasks("/proc/self/task");
+    return std::distance(begin(tasks), end(tasks));
+}
+
+const std::ptrdiff_t threads_at_first = threads();
+
 } // namespace
 
 /// In place of the C library's, for the names ending in .test and the service line-test.
@@ -227,25 +235,20 @@ TEST_CASE("open_connection: connects in plain text, to a name or an address")
 
 TEST_CASE("open_connection: addresses and ports that are numbers are searched for nowhere, and need no thread")
 {
-    const auto threads = []
-    {
-        const std::filesystem::directory_iterator tasks("/proc/self/task");
-        return std::distance(begin(tasks), end(tasks));
-    };
     test::run(
-        [=]() -> awaitable<void>
+        []() -> awaitable<void>
         {
+            co_await test::eventually([] { return threads() == threads_at_first; }); // one that was joined leaves later
             us::connection_options options;
             options.local_addr = us::local_address{"127.0.0.2"};
             listener server(co_await asio::this_coro::executor);
             const int searches_before = searches;
-            const auto threads_before = threads();
             auto pair = co_await us::open_connection("127.0.0.1", server.port(), options);
             CHECK(searches == searches_before);
-            CHECK(threads() == threads_before);
+            CHECK(threads() == threads_at_first);
             auto named = co_await us::open_connection("one.test", server.port(), options);
             CHECK(searches == searches_before + 1);
-            CHECK(threads() == threads_before + 1);
+            CHECK(threads() == threads_at_first + 1);
         });
 }
 
