@@ -3,8 +3,6 @@
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
 #include "support/chunked_stream.hpp"
-#include "support/dice.hpp"
-#include "support/failure.hpp"
 #include "support/flood.hpp"
 #include "support/pattern.hpp"
 #include "support/run.hpp"
@@ -28,7 +26,6 @@
 #include <chrono>
 #include <cstddef>
 #include <functional>
-#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <random>
@@ -703,52 +700,6 @@ TEST_CASE("readuntil: of several separators that one whose match ends first")
             CHECK(rest == "d!");
             CHECK(longer == "xbcd!");
             CHECK(same_end == "end");
-        });
-}
-
-TEST_CASE("readuntil: of several separators that one, wherever the matches are")
-{
-    const std::initializer_list<std::string_view> separators{"abc", "ccc", "b", "aabba"};
-    test::dice dice(26);
-    test::run(
-        [&]() -> awaitable<void>
-        {
-            raw_link link = co_await link_over_socket();
-            for (int round = 0; round < 200; ++round)
-            {
-                std::string data(dice.below(300), 'a');
-                for (char& c : data)
-                    c = dice.one_in(40) ? "bc"[dice.below(2)] : 'a';
-                data += "ccc";
-                std::size_t end = data.size();
-                for (const std::string_view separator : separators)
-                    if (const std::size_t at = data.find(separator); at != data.npos)
-                        end = std::min(end, at + separator.size());
-                CAPTURE(data, end);
-                link.send(data);
-                const std::string record = co_await link.reader.readuntil(separators);
-                REQUIRE(record == data.substr(0, end));
-                if (end < data.size())
-                    co_await link.reader.readexactly(data.size() - end);
-            }
-        });
-}
-
-TEST_CASE("readuntil: a separator that does not come is not sought anew in all that was received for each record")
-{
-    const std::size_t records = 256 * 1024;
-    test::run(
-        [=]() -> awaitable<void>
-        {
-            raw_link link = co_await link_over_socket();
-            auto sending = test::run_in_thread([&] { link.peer.send_all(std::string(records, '\r')); });
-            for (std::size_t i = 0; i < records; ++i) // which would take minutes
-            {
-                const std::string record = co_await link.reader.readuntil({"\r\n", "\n", "\r"});
-                if (record != "\r")
-                    throw test::failure("a record is not what was sent");
-            }
-            co_await test::joined(std::move(sending));
         });
 }
 

@@ -3,7 +3,11 @@
 #include "support/both_ends.hpp"
 #include "support/catch.hpp"
 #include "support/certificates.hpp"
+#include "support/ssl_pair.hpp"
+#include "support/tls_records.hpp"
+#include "support/tls_settings.hpp"
 
+#include <cstddef>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -96,6 +100,37 @@ TEST_CASE("tls_session: there is none before the handshake is complete")
     CHECK_THROWS_AS(us::tls_session(nullptr), std::invalid_argument);
     CHECK_FALSE(std::is_default_constructible_v<us::tls_session>);
     CHECK_FALSE(std::is_aggregate_v<us::tls_session>);
+}
+
+TEST_CASE("tls_session: a certificate that is asked for after the handshake is told once it is proven")
+{
+    auto client_settings = test::localhost_client(test::client_certificate());
+    client_settings.adjust = [](SSL_CTX* context) { SSL_CTX_set_post_handshake_auth(context, 1); };
+    auto server_settings = test::localhost_server();
+    server_settings.ca_file = test::authority().ca_file();
+    server_settings.adjust = [](SSL_CTX* context)
+    { SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_POST_HANDSHAKE, nullptr); };
+    const auto client_context = test::make_context(client_settings, false);
+    const auto server_context = test::make_context(server_settings, true);
+    test::ssl_pair pair(SSL_new(client_context.get()), SSL_new(server_context.get()));
+    REQUIRE(pair.connect());
+    CHECK_FALSE(us::tls_session(pair.server()).peer_certificate);
+
+    REQUIRE(SSL_verify_client_post_handshake(pair.server()) == 1);
+    REQUIRE(SSL_do_handshake(pair.server()) == 1);
+    char byte = 0;
+    CHECK(SSL_read(pair.client(), &byte, 1) < 0);
+    const std::string flight = pair.take_from_client(); // Certificate, CertificateVerify and Finished, a record each
+    const std::size_t certificate = test::tls_records(flight).records.at(1).offset;
+    pair.give_to_server(std::string_view(flight).substr(0, certificate));
+    CHECK(SSL_read(pair.server(), &byte, 1) < 0);
+    CHECK(SSL_get0_peer_certificate(pair.server()));
+    CHECK_THROWS_AS(us::tls_session(pair.server()), std::invalid_argument);
+    pair.give_to_server(std::string_view(flight).substr(certificate));
+    CHECK(SSL_read(pair.server(), &byte, 1) < 0);
+    const us::tls_session proven(pair.server());
+    CHECK(proven.peer_verified);
+    CHECK(proven.peer_certificate->subject() == "CN=test client");
 }
 
 TEST_CASE("tls_session: it lasts longer than the SSL object that it was read from")

@@ -280,6 +280,8 @@ inline asio::awaitable<stream_pair> open_unix_connection(std::string path, std::
         error = errc::connect_timeout;
     if (error)
         throw connect_error(error, path, {{path, error}});
+    if (const auto peer = socket.remote_endpoint(error); !error)
+        server = peer; // where a symbolic link led
     auto pairing =
         pair_up(asio::generic::stream_protocol::socket(std::move(socket)), socket_address(server), std::move(settings));
     auto pair = co_await std::move(pairing);

@@ -74,7 +74,7 @@ public:
     /// For `read`: everything up to the end of the stream.
     static constexpr std::size_t until_eof = std::numeric_limits<std::size_t>::max();
 
-    /// Reads at least 1 and at most `size` bytes, or everything up to the end of the stream.
+    /// Reads at least 1 and at most `size` bytes, or everything up to the end of the stream, however much that is.
     ///
     /// Returns: empty at the end of the stream, and for a size of 0.
     asio::awaitable<std::string> read(std::size_t size = until_eof) { return read(handle_, size); }

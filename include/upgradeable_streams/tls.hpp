@@ -122,10 +122,22 @@ struct tls_session
 namespace detail
 {
 
-/// Whether the handshake is done. SSL_is_init_finished is false again while a later message has come in part.
+/// Whether the handshake is done, also while a ticket or new keys come or go in parts, for which SSL_is_init_finished
+/// is false again. It is rightly so while a certificate that was asked for later is not proven yet (RFC 8446
+/// section 4.6.2).
 inline bool has_session(SSL* ssl)
 {
-    return SSL_get_finished(ssl, nullptr, 0) > 0 && SSL_get_peer_finished(ssl, nullptr, 0) > 0;
+    switch (SSL_get_state(ssl))
+    {
+    case TLS_ST_OK:
+    case TLS_ST_CR_SESSION_TICKET:
+    case TLS_ST_CR_KEY_UPDATE:
+    case TLS_ST_CW_KEY_UPDATE:
+    case TLS_ST_SR_KEY_UPDATE:
+    case TLS_ST_SW_KEY_UPDATE:
+        return SSL_get_finished(ssl, nullptr, 0) > 0 && SSL_get_peer_finished(ssl, nullptr, 0) > 0;
+    default: return false;
+    }
 }
 
 inline SSL* require_session(SSL* ssl)

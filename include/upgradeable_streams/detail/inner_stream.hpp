@@ -78,8 +78,13 @@ public:
     /// Closes what is outside, in order.
     asio::awaitable<void> close_outer() { return close(outer_); }
 
-    socket_address remote_endpoint(asio::error_code& error) const { return address(outer_->peername(), error); }
-    socket_address local_endpoint(asio::error_code& error) const { return address(outer_->sockname(), error); }
+    socket_address local_endpoint(asio::error_code& error) const
+    {
+        if (!outer_->sockname())
+            error = asio::error::not_connected;
+        return outer_->sockname().value_or(socket_address());
+    }
+
     bool is_open() const { return outer_->native_socket().has_value(); }
     socket_descriptor native_handle() const { return *outer_->native_socket(); }
 
@@ -160,13 +165,6 @@ private:
     }
 
     static asio::awaitable<void> close(std::shared_ptr<connection> outer);
-
-    static socket_address address(const std::optional<socket_address>& known, asio::error_code& error)
-    {
-        if (!known)
-            error = asio::error::not_connected;
-        return known.value_or(socket_address());
-    }
 
     std::shared_ptr<connection> outer_;
     stream_reader reader_;

@@ -91,6 +91,7 @@ public:
 
 private:
     using any_socket = asio::generic::stream_protocol::socket;
+    using any_endpoint = asio::generic::stream_protocol::endpoint;
 
     static constexpr std::chrono::seconds accept_retry_delay{1};
 
@@ -99,9 +100,9 @@ private:
     void report(std::exception_ptr error, const socket_address& peer) const noexcept;
     static void write_to_log(const socket_address& peer, const std::string& what);
 
-    bool start_session(any_socket socket, const socket_address& peer);
+    bool start_session(any_socket socket, const any_endpoint& peer);
     static asio::awaitable<void> accept_loop(std::shared_ptr<listener> self, bound_socket& bound);
-    std::shared_ptr<connection> adopt(any_socket socket, const socket_address& peer, const client_registry::entry& own);
+    std::shared_ptr<connection> adopt(any_socket socket, const any_endpoint& peer, const client_registry::entry& own);
     asio::awaitable<void> begin(connection& c) const;
     static asio::awaitable<void> session(std::shared_ptr<listener> self, std::shared_ptr<connection> c,
                                          client_registry::entry own);
@@ -250,7 +251,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> listener::accept_loop(std::shared
                                                                      bound_socket& bound)
 {
     std::optional<any_socket> accepted;
-    asio::generic::stream_protocol::endpoint peer;
+    any_endpoint peer;
     while (!self->clients_.is_closed())
     try
     {
@@ -264,7 +265,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> listener::accept_loop(std::shared
                 continue;
             accepted.reset();
         }
-        else if (has_room && !self->start_session(*std::exchange(accepted, std::nullopt), socket_address(peer)))
+        else if (has_room && !self->start_session(*std::exchange(accepted, std::nullopt), peer))
             error = asio::error::no_memory;
         if (error == asio::error::operation_aborted || tells_peer_left(error) || (has_room && !error))
             continue;
@@ -282,7 +283,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> listener::accept_loop(std::shared
     }
 }
 
-UPGRADEABLE_STREAMS_DECL bool listener::start_session(any_socket socket, const socket_address& peer)
+UPGRADEABLE_STREAMS_DECL bool listener::start_session(any_socket socket, const any_endpoint& peer)
 try
 {
     client_registry::entry own(std::shared_ptr<client_registry>(shared_from_this(), &clients_));
@@ -300,7 +301,7 @@ catch (const std::system_error&) // the server is closed
     return true;
 }
 
-UPGRADEABLE_STREAMS_DECL std::shared_ptr<connection> listener::adopt(any_socket socket, const socket_address& peer,
+UPGRADEABLE_STREAMS_DECL std::shared_ptr<connection> listener::adopt(any_socket socket, const any_endpoint& peer,
                                                                      const client_registry::entry& own)
 {
     asio::error_code ignored;
@@ -308,7 +309,7 @@ UPGRADEABLE_STREAMS_DECL std::shared_ptr<connection> listener::adopt(any_socket 
         socket.set_option(asio::socket_base::keep_alive(true), ignored);
     connection_settings settings = settings_of_connection();
     settings.strand = std::make_shared<strand>(executor_);
-    auto c = std::make_shared<stream_connection<any_socket>>(std::move(socket), settings, peer);
+    auto c = std::make_shared<stream_connection<any_socket>>(std::move(socket), settings, socket_address(peer));
     own.set(c);
     return c;
 }

@@ -29,10 +29,10 @@
 /// TLS; as stream_writer::start_tls: what the client sent behind its request is the beginning of TLS, or
 /// errc::plaintext_injection; behind a ClientHello it is whatever the handshake fails with. Whatever fails once TLS was
 /// granted closes the connection. Answers return the pair to go on with, in plain text after a refusal, which they
-/// drain. A client that has logged in (in irc, begun to register) may not ask for TLS any more in imap, pop3, sieve,
-/// nntp and irc; that is for the caller to say.
+/// drain, with the errors of stream_writer::drain. A client that has logged in (in irc, begun to register) may not ask
+/// for TLS any more in imap, pop3, sieve, nntp and irc; that is for the caller to say.
 ///
-/// Cancellation: closes the connection.
+/// Cancellation: closes the connection; that of the drain after a refusal changes nothing.
 ///
 /// Concurrency and lifetime: of the pair; views and pointers in arguments are used in the call only.
 namespace upgradeable_streams::starttls
