@@ -1369,6 +1369,36 @@ TEST_CASE("start_server: what close_clients and abort_clients end is not reporte
         });
 }
 
+TEST_CASE("start_server: what a handler throws of its own is reported, also while the server ends its clients")
+{
+    const bool abort = GENERATE(false, true);
+    test::run(
+        [abort]() -> asio::awaitable<void>
+        {
+            const auto handle = [](us::stream_reader reader, us::stream_writer writer) -> asio::awaitable<void>
+            {
+                writer.write("hello\n");
+                try
+                {
+                    co_await reader.readline();
+                }
+                catch (const std::system_error&)
+                {
+                }
+                throw std::runtime_error("the disk is full");
+            };
+            const test::error_log errors;
+            us::server server = co_await us::start_server(handle, "127.0.0.1", 0, {.error_handler = errors});
+            auto [reader, writer] = co_await us::open_connection("127.0.0.1", server.sockets()[0].port);
+            co_await reader.readline(); // the handler waits in its next read
+            abort ? server.abort_clients() : server.close_clients();
+            server.close();
+            co_await server.wait_closed();
+            REQUIRE(errors.size() == 1);
+            CHECK(errors.entries()[0].what == "the disk is full");
+        });
+}
+
 TEST_CASE("start_server: ssl_shutdown_timeout bounds the wait for a peer that does not answer close_notify")
 {
     test::run(

@@ -38,6 +38,7 @@
 #include <vector>
 
 #include <dlfcn.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
@@ -317,6 +318,50 @@ TEST_CASE("poll: tells without waiting what a peer has sent, its end and its fai
             co_await test::eventually(fails);
             CHECK(error == (tls ? std::error_code(asio::ssl::error::stream_truncated)
                                 : std::error_code(asio::error::connection_reset)));
+        });
+}
+
+TEST_CASE("poll: what comes behind session tickets and new keys is found at the first look")
+{
+    enum ending
+    {
+        cut_off,
+        unasked,
+        after_new_keys
+    };
+    const auto how = GENERATE(cut_off, unasked, after_new_keys);
+    CAPTURE(int(how));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            raw_link link = co_await test::link_over_socket(test::options_of(true)); // nobody has read the tickets
+            int before = 0;
+            ::ioctl(*link.writer.get_extra_info<"socket">(), FIONREAD, &before);
+            REQUIRE(before > 0);
+            for (int i = 0; how == after_new_keys && i < 800; ++i) // more than one turn takes
+                link.peer.key_update(false);
+            if (how == cut_off)
+                link.peer.send_fin();
+            else
+                link.send(std::string(how == unasked ? 60'000 : 1, 'x'));
+            const auto has_come = [&]
+            {
+                const int socket = *link.writer.get_extra_info<"socket">();
+                int bytes = 0;
+                ::ioctl(socket, FIONREAD, &bytes);
+                pollfd end{socket, POLLRDHUP, 0};
+                return how == cut_off   ? ::poll(&end, 1, 0) == 1
+                       : how == unasked ? bytes > before + 60'000
+                                        : bytes > before + 800 * 20;
+            };
+            co_await test::eventually(has_come);
+            if (how == cut_off)
+                CHECK_THROWS_MATCHES(
+                    link.reader.poll(), std::system_error,
+                    test::message_contains(std::error_code(asio::ssl::error::stream_truncated).message()));
+            else
+                CHECK(link.reader.poll());
+            link.writer.abort();
         });
 }
 

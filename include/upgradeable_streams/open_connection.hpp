@@ -78,7 +78,7 @@ struct connection_options
     std::span<const tlsa_record> tlsa_records = {};
     string_list other_hostnames = {};
 
-    /// The reader's limit on a line or record, in bytes.
+    /// The reader's limit on a line or record, in bytes, without the separator: that of a line is its '\n' alone.
     std::size_t limit = 64 * 1024;
 
     /// How long a read or a drain may take, each as a whole; for ever unless given. See

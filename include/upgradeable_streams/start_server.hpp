@@ -44,8 +44,9 @@ using connection_handler = callable_view<asio::awaitable<void>(stream_reader, st
 
 /// What a server calls with what a handler, a handshake (a tls_error) or an accept threw, and the peer's address, which
 /// is empty for an accept. A handler whose connection is closed from elsewhere in the program, as by a watchdog, throws
-/// errc::connection_closed. Called from several threads at once when the io_context has several; what it throws is
-/// dropped.
+/// errc::connection_closed, which is not reported where the server has closed it. What a handler had written when it
+/// returned, and the peer did not take, is nobody's error: who has to know closes and awaits wait_closed. Called from
+/// several threads at once when the io_context has several; what it throws is dropped.
 using server_error_handler = callable_view<void(std::exception_ptr, const socket_address&)>;
 
 /// What a server asks of a peer's address: is it a proxy? Called from several threads at once when the io_context has
@@ -68,7 +69,7 @@ struct server_options
     /// given, which the handshake then has once more.
     std::optional<std::chrono::steady_clock::duration> detect_timeout = {};
 
-    std::size_t limit = 64 * 1024; ///< The readers' limit on a line or record, in bytes.
+    std::size_t limit = 64 * 1024; ///< The readers' limit on a line or record, in bytes, as in connection_options.
 
     /// How long a read or a drain of a handler's may take, as in connection_options: a client that is idle for longer,
     /// or drips, need not be kept. For ever unless given.
@@ -113,6 +114,8 @@ listener_settings make_server_settings(connection_handler handler, const server_
 
 /// Listens on a host, several, or for `{}` or "" on all interfaces (asyncio.start_server); port 0 picks one port for
 /// all.
+///
+/// Returns: the server, which is to be kept: with the last copy listening ends.
 ///
 /// Effects: when a handler returns, its connection is closed as stream_writer::close does, whoever still holds the
 /// reader or writer; one that throws is reported to the error handler too. Errors of accepting, EMFILE among them, are

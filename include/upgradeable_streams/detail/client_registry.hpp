@@ -28,7 +28,7 @@ class client_registry
     {
         std::weak_ptr<connection> open;
         bool is_served = false;        ///< By a handler.
-        bool closed_by_server = false; ///< What its handler then throws is no error.
+        bool closed_by_server = false; ///< Its handler is told so, which is no error.
     };
 
 public:

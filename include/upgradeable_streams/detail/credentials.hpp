@@ -14,6 +14,7 @@
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509_vfy.h>
+#include <openssl/x509v3.h>
 
 #include <cstddef>
 #include <filesystem>
@@ -158,7 +159,27 @@ inline void load_private_key(asio::ssl::context& context, const pem_source& key,
         key.refuse(error, " for " + chain.describe());
 }
 
+template <typename Function>
+void for_each_trust_anchor(SSL_CTX* context, Function function)
+{
+    X509_STORE* const store = SSL_CTX_get_cert_store(context);
+#if OPENSSL_VERSION_NUMBER >= 0x30300000L
+    const openssl_ptr<STACK_OF(X509_OBJECT)> owned(X509_STORE_get1_objects(store));
+    if (!owned)
+        throw std::bad_alloc();
+    const STACK_OF(X509_OBJECT)* const trusted = owned.get();
+#else
+    const STACK_OF(X509_OBJECT)* const trusted = X509_STORE_get0_objects(store);
+#endif
+    for (int i = 0; i < sk_X509_OBJECT_num(trusted); ++i)
+        if (X509* const authority = X509_OBJECT_get0_X509(sk_X509_OBJECT_value(trusted, i)))
+            function(authority);
+}
+
 /// Adds certificates to those that verification ends at.
+///
+/// Has OpenSSL read their extensions, which else the first handshakes do, on several threads: rightly, but by atomics
+/// that ThreadSanitizer does not see.
 inline void add_trust_anchors(asio::ssl::context& context, const pem_source& authorities)
 {
     const asio::error_code error = authorities.load(
@@ -166,6 +187,8 @@ inline void add_trust_anchors(asio::ssl::context& context, const pem_source& aut
         [&](asio::const_buffer data, asio::error_code& e) { context.add_certificate_authority(data, e); });
     if (error)
         authorities.refuse(error);
+    for_each_trust_anchor(context.native_handle(), [](X509* authority) { X509_check_purpose(authority, -1, 0); });
+    ERR_clear_error();
 }
 
 /// Those of the system, which OpenSSL reads on Windows from 3.2 on.
@@ -182,19 +205,12 @@ inline void add_system_trust_anchors(SSL_CTX* context)
 /// Tells clients whose certificates are accepted.
 inline void set_client_ca_list(SSL_CTX* context)
 {
-    X509_STORE* const store = SSL_CTX_get_cert_store(context);
-#if OPENSSL_VERSION_NUMBER >= 0x30300000L
-    const openssl_ptr<STACK_OF(X509_OBJECT)> owned(X509_STORE_get1_objects(store));
-    if (!owned)
-        throw std::bad_alloc();
-    const STACK_OF(X509_OBJECT)* const trusted = owned.get();
-#else
-    const STACK_OF(X509_OBJECT)* const trusted = X509_STORE_get0_objects(store);
-#endif
-    for (int i = 0; i < sk_X509_OBJECT_num(trusted); ++i)
-        if (X509* const authority = X509_OBJECT_get0_X509(sk_X509_OBJECT_value(trusted, i));
-            authority && !SSL_CTX_add_client_CA(context, authority))
-            throw_openssl_error("client CA");
+    for_each_trust_anchor(context,
+                          [context](X509* authority)
+                          {
+                              if (!SSL_CTX_add_client_CA(context, authority))
+                                  throw_openssl_error("client CA");
+                          });
 }
 
 } // namespace upgradeable_streams::detail

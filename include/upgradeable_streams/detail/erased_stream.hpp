@@ -68,6 +68,9 @@ protected:
     /// finds may be less than what has come.
     virtual bool look_again() = 0;
 
+    /// Whether the last read_some met what is no data, behind which there may be more.
+    virtual bool has_skipped() const = 0;
+
     /// asio::error::would_block when there is nothing.
     virtual std::size_t read_some(asio::mutable_buffer buffer, asio::error_code& error) = 0;
 

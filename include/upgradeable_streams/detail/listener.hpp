@@ -219,6 +219,26 @@ catch (...)
     return "unknown exception";
 }
 
+/// Whether that is what a connection tells that was closed on this side.
+inline bool tells_closed(const std::exception_ptr& error)
+try
+{
+    std::rethrow_exception(error);
+}
+catch (const asio::multiple_exceptions& several)
+{
+    return tells_closed(several.first_exception());
+}
+catch (const std::system_error& e)
+{
+    return e.code() == errc::connection_closed || e.code() == errc::shutdown_timeout ||
+           e.code() == asio::error::operation_aborted;
+}
+catch (...)
+{
+    return false;
+}
+
 UPGRADEABLE_STREAMS_DECL void listener::report(std::exception_ptr error, const socket_address& peer) const noexcept
 try
 {
@@ -351,7 +371,7 @@ listener::session(std::shared_ptr<listener> self, std::shared_ptr<connection> c,
         auto back = asio::bind_executor(c->get_executor(), asio::use_awaitable);
         co_await asio::post(std::move(back));
     }
-    if (failure && !own.closed_by_server())
+    if (failure && !(own.closed_by_server() && tells_closed(failure)))
         self->report(failure, c->peername().value_or(socket_address()));
     try
     {

@@ -81,8 +81,9 @@ public:
         bool is_more = true;
         for (int looks = 0; is_more && !has_come && looks < most_looks; ++looks)
         {
-            is_more = look_again();
+            const bool is_part = look_again();
             has_come = receive_now();
+            is_more = is_part || has_skipped();
         }
         spent_ = spent;
         return has_come || is_more;
@@ -144,7 +145,8 @@ private:
     static constexpr std::size_t smallest_large_receive = 4 * 1024;
     static constexpr std::size_t largest_receive = 64 * 1024;
 
-    /// Of a poll: in the sessions of TLS within TLS a record comes in parts, of a size that grows.
+    /// Of a poll: session tickets and new keys come before data, and in the sessions of TLS within TLS a record in
+    /// parts.
     static constexpr int most_looks = 16;
 
     void end_reading(const asio::error_code& told);

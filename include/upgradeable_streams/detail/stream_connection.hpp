@@ -93,6 +93,12 @@ private:
         return tls && tls->core().look_again();
     }
 
+    bool has_skipped() const override
+    {
+        auto* const tls = stream_.state_->tls();
+        return tls && tls->core().engine.has_skipped();
+    }
+
     std::size_t read_some(asio::mutable_buffer buffer, asio::error_code& error) override
     {
         const auto& state = stream_.state_;

@@ -95,6 +95,9 @@ public:
     /// Whether a read has ended for others to have theirs: the peer sends much that is no data, as KeyUpdates.
     bool is_spent() const { return budget_ <= 0; }
 
+    /// Whether something was received in this turn that is no data, as a session ticket or new keys are.
+    bool has_skipped() const { return budget_ < whole_turn; }
+
     /// Whether the descriptor may hold bytes. While it may, what is fed can be less than what has come.
     void may_hold(bool on) { may_hold_ = on; }
 
