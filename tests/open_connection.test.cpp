@@ -252,6 +252,21 @@ TEST_CASE("open_connection: addresses and ports that are numbers are searched fo
         });
 }
 
+TEST_CASE("open_connection: a host's control characters are escaped in errors")
+{
+    const std::string host = "\x1b[2J\r\nforged";
+    us::connection_options options;
+    options.ssl = &test::client_context();
+    CHECK_THROWS_MATCHES(us::open_connection(host, 25, options), std::invalid_argument,
+                         test::message_contains("\\x1b[2J\\x0d\\x0aforged"));
+    test::run(
+        [=]() -> awaitable<void>
+        {
+            const auto error = co_await exception_of<std::system_error>(us::open_connection(host, 25));
+            CHECK_THAT(error.what(), test::contains("cannot resolve \\x1b[2J\\x0d\\x0aforged:25"));
+        });
+}
+
 TEST_CASE("open_connection: an IPv6 address, with or without brackets")
 {
     if (!has_ipv6())

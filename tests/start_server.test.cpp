@@ -2480,5 +2480,8 @@ TEST_CASE("start_unix_server: options that make no sense are std::invalid_argume
     refused({.max_connections = 0});
     refused({.max_handshakes = 0});
     CHECK_THROWS_AS(us::start_unix_server(never_called, ""), std::invalid_argument);
+    const std::string_view cut("/nowhere/a\0b", 12);
+    CHECK_THROWS_AS(us::start_unix_server(never_called, cut), std::invalid_argument);
+    CHECK_THROWS_AS(us::open_unix_connection(cut), std::invalid_argument);
     CHECK_THROWS_AS(us::start_unix_server({}, "/nowhere/socket"), std::invalid_argument);
 }

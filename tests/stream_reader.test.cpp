@@ -352,7 +352,7 @@ TEST_CASE("poll: what comes behind session tickets and new keys is found at the 
                 pollfd end{socket, POLLRDHUP, 0};
                 return how == cut_off   ? ::poll(&end, 1, 0) == 1
                        : how == unasked ? bytes > before + 60'000
-                                        : bytes > before + 800 * 20;
+                                        : bytes >= before + 800 * 27 + 23;
             };
             co_await test::eventually(has_come);
             if (how == cut_off)

@@ -15,6 +15,7 @@
 #include "support/ssl_pair.hpp"
 #include "support/temporary_directory.hpp"
 #include "support/thread.hpp"
+#include "support/tlsa_records.hpp"
 
 #include <asio/ip/tcp.hpp>
 #include <asio/read.hpp>
@@ -26,7 +27,9 @@
 #include <openssl/evp.h>
 #include <openssl/pem.h>
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -587,6 +590,21 @@ TEST_CASE("resume_from: leaves the session that the context has kept to another 
     auto next = meeting(client, server);
     REQUIRE(next.connect());
     CHECK(us::tls_session(next.client()).session_reused);
+}
+
+TEST_CASE("resume_from: a server that was known by tlsa_records is so again, and not taken without them")
+{
+    auto client = us::create_client_context({.verify_peer = false});
+    auto server = us::create_server_context(localhost());
+    const us::certificate own(SSL_CTX_get0_certificate(server.native_handle()));
+    const std::vector<us::tlsa_record> records{test::record_of(own, test::tlsa::dane_ee)};
+    const us::detail::tls_settings known({.ssl = &client, .server_hostname = "localhost", .tlsa_records = records});
+    test::ssl_pair pair(known.make_ssl().release(), SSL_new(server.native_handle()));
+    REQUIRE(pair.connect());
+    us::tls_options next{.ssl = &client, .server_hostname = "localhost", .resume_from = pair.client()};
+    CHECK_THROWS_WITH(us::detail::tls_settings(next), test::contains("tlsa_records"));
+    next.tlsa_records = records;
+    CHECK_NOTHROW(us::detail::tls_settings(next));
 }
 
 TEST_CASE("make_ssl: the common name of a certificate that names no host is not the name of one")
@@ -1685,6 +1703,13 @@ TEST_CASE("key_log_file: one that cannot be opened is named, with the reason; wi
                                                         "by others; chmod 600 it"));
     }
     CHECK_NOTHROW(us::create_client_context({.verify_peer = false, .key_log_file = "/dev/null"}));
+    const std::string pipe = directory.path() + "/pipe"; // whose reader may be anybody
+    REQUIRE(::mkfifo(pipe.c_str(), 0666) == 0);
+    REQUIRE(::chmod(pipe.c_str(), 0666) == 0);
+    const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
+    const auto log_to_pipe = [&] { us::create_client_context({.verify_peer = false, .key_log_file = pipe}); };
+    CHECK_THROWS_WITH(log_to_pipe(), test::contains("can be read by others"));
+    ::close(reader);
     const auto cut = [] { us::create_client_context({.verify_peer = false, .key_log_file = "a\0b"sv}); };
     CHECK_THROWS_AS(cut(), std::invalid_argument);
     asio::ssl::context server = us::create_server_context(localhost());

@@ -10,6 +10,7 @@
 #include <upgradeable_streams/detail/socket_io.hpp>
 #include <upgradeable_streams/detail/stream_connection.hpp>
 #include <upgradeable_streams/detail/tcp_connector.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/detail/tls_settings.hpp>
 #include <upgradeable_streams/detail/wait.hpp>
 #include <upgradeable_streams/error.hpp>
@@ -118,6 +119,9 @@ static_assert(std::is_trivially_destructible_v<connection_options>);
 /// connect_error with every address that was tried and its reason; the resolver's own; as stream_writer::start_tls.
 ///
 /// Cancellation: throws asio::error::operation_aborted and leaves nothing open.
+///
+/// Names are looked up by the system's resolver on Asio's one thread for each io_context, where one that is slow to be
+/// found keeps the next waiting, within its `connect_timeout`.
 ///
 /// Concurrency: the connection belongs to the executor of the coroutine that awaits. Where several threads run that, it
 /// must be a strand; a thread_pool itself, or the system_executor, is refused with std::invalid_argument.
@@ -280,10 +284,10 @@ inline asio::awaitable<stream_pair> open_unix_connection(std::string path, std::
         error = errc::connect_timeout;
     if (error)
         throw connect_error(error, path, {{path, error}});
-    if (const auto peer = socket.remote_endpoint(error); !error)
-        server = peer; // where a symbolic link led
-    auto pairing =
-        pair_up(asio::generic::stream_protocol::socket(std::move(socket)), socket_address(server), std::move(settings));
+    asio::generic::stream_protocol::socket connected(std::move(socket));
+    const auto seen = connected.remote_endpoint(error); // where a symbolic link led
+    socket_address peer(error ? asio::generic::stream_protocol::endpoint(server) : seen);
+    auto pairing = pair_up(std::move(connected), std::move(peer), std::move(settings));
     auto pair = co_await std::move(pairing);
     co_return pair;
 }
@@ -296,6 +300,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<stream_pair> open_unix_connection(std::
     detail::refuse_tcp_options(options);
     detail::refuse_role(options);
     detail::require_positive(options.connect_timeout, "connect_timeout");
+    detail::refuse_nul_in_path(path);
     return detail::open_unix_connection(std::string(path), options.connect_timeout,
                                         detail::make_client_settings(options, {}));
 }

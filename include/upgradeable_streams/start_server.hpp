@@ -8,6 +8,7 @@
 #include <upgradeable_streams/detail/deadline.hpp>
 #include <upgradeable_streams/detail/inner_stream.hpp>
 #include <upgradeable_streams/detail/listener.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/port_number.hpp>
 #include <upgradeable_streams/server.hpp>
 #include <upgradeable_streams/socket_address.hpp>
@@ -222,6 +223,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<server> start_unix_server(connection_ha
         throw std::invalid_argument("family, reuse_port and keep_alive are for TCP");
     if (path.empty())
         throw std::invalid_argument("the path of a Unix domain socket must not be empty");
+    detail::refuse_nul_in_path(path);
     const auto bind = [path = std::string(path)](detail::bound_sockets& bound) -> asio::awaitable<void>
     {
         bound.bind_unix(path);

@@ -135,7 +135,9 @@ inline bool has_session(SSL* ssl)
     case TLS_ST_CW_KEY_UPDATE:
     case TLS_ST_SR_KEY_UPDATE:
     case TLS_ST_SW_KEY_UPDATE:
-        return SSL_get_finished(ssl, nullptr, 0) > 0 && SSL_get_peer_finished(ssl, nullptr, 0) > 0;
+    case TLS_ST_SW_SESSION_TICKET:
+    case TLS_ST_SR_CLNT_HELLO: // which asks to renegotiate, in vain
+    case TLS_ST_CR_CERT_REQ: return SSL_get_finished(ssl, nullptr, 0) > 0 && SSL_get_peer_finished(ssl, nullptr, 0) > 0;
     default: return false;
     }
 }

@@ -6,6 +6,7 @@
 #include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/resolve.hpp>
 #include <upgradeable_streams/detail/socket_io.hpp>
+#include <upgradeable_streams/detail/text.hpp>
 #include <upgradeable_streams/socket_address.hpp>
 #ifndef _WIN32
 #include <upgradeable_streams/detail/unix_socket_file.hpp>
@@ -175,7 +176,7 @@ UPGRADEABLE_STREAMS_DECL asio::awaitable<void> bound_sockets::bind(std::vector<s
         if (found.empty())
             found = co_await query.async_resolve(resolver, asio::redirect_error(asio::use_awaitable, error));
         if (error)
-            throw std::system_error(error, "cannot resolve " + join_host_port(host, service));
+            throw std::system_error(error, "cannot resolve " + join_host_port(printable(host), service));
         for (const auto& entry : found)
             if (std::ranges::find(endpoints, entry.endpoint()) == endpoints.end())
                 endpoints.push_back(entry.endpoint());

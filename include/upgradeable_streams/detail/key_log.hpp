@@ -56,12 +56,12 @@ inline int open_to_append(const std::string& path)
     return ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0600);
 }
 
-/// Whether a file is this user's, and no other's to read. What is no regular file keeps nothing.
+/// Whether a file is this user's, and no other's to read. A device keeps nothing; a pipe has a reader.
 inline bool is_secret(int file)
 {
     struct stat status = {};
     return ::fstat(file, &status) == 0 &&
-           (!S_ISREG(status.st_mode) || (status.st_uid == ::geteuid() && (status.st_mode & (S_IRWXG | S_IRWXO)) == 0));
+           (S_ISCHR(status.st_mode) || (status.st_uid == ::geteuid() && (status.st_mode & (S_IRWXG | S_IRWXO)) == 0));
 }
 
 inline void append(int file, std::string_view bytes)

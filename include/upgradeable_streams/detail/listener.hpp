@@ -219,7 +219,7 @@ catch (...)
     return "unknown exception";
 }
 
-/// Whether that is what a connection tells that was closed on this side.
+/// Whether that is what a connection tells that was closed on this side, at which its peer may well go.
 inline bool tells_closed(const std::exception_ptr& error)
 try
 {
@@ -232,7 +232,8 @@ catch (const asio::multiple_exceptions& several)
 catch (const std::system_error& e)
 {
     return e.code() == errc::connection_closed || e.code() == errc::shutdown_timeout ||
-           e.code() == asio::error::operation_aborted;
+           e.code() == asio::error::operation_aborted || e.code() == asio::error::connection_reset ||
+           e.code() == asio::error::broken_pipe;
 }
 catch (...)
 {

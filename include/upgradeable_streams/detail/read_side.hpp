@@ -79,11 +79,12 @@ public:
         const std::size_t spent = std::exchange(spent_, 0);
         bool has_come = false;
         bool is_more = true;
-        for (int looks = 0; is_more && !has_come && looks < most_looks; ++looks)
+        for (int looks = 0, skips = 0; is_more && !has_come && looks < most_looks && skips < most_skips; ++looks)
         {
             const bool is_part = look_again();
             has_come = receive_now();
             is_more = is_part || has_skipped();
+            skips += has_skipped();
         }
         spent_ = spent;
         return has_come || is_more;
@@ -145,9 +146,11 @@ private:
     static constexpr std::size_t smallest_large_receive = 4 * 1024;
     static constexpr std::size_t largest_receive = 64 * 1024;
 
-    /// Of a poll: session tickets and new keys come before data, and in the sessions of TLS within TLS a record in
-    /// parts.
+    /// Of a poll: in the sessions of TLS within TLS a record comes in parts, of a size that grows.
     static constexpr int most_looks = 16;
+
+    /// Of these, so many in vain: session tickets come before data. Who sends more of what is no data is not heard out.
+    static constexpr int most_skips = 2;
 
     void end_reading(const asio::error_code& told);
     void settle_to_wait();

@@ -41,7 +41,7 @@ inline const char* why_no_dns_name(std::string_view name)
 UPGRADEABLE_STREAMS_DECL server_identity server_identity::parse(std::string_view given)
 {
     const auto refuse = [&](const char* reason)
-    { throw std::invalid_argument("server_hostname \"" + std::string(given) + "\" " + reason); };
+    { throw std::invalid_argument("server_hostname \"" + printable(given) + "\" " + reason); };
 
     std::string_view name = given;
     if (name.ends_with('.'))

@@ -40,7 +40,7 @@ public:
     template <typename Options>
     tcp_connector(std::string_view host, port_number port, const Options& options)
         : host_(host.starts_with('[') && host.ends_with(']') ? host.substr(1, host.size() - 2) : host),
-          service_(port.to_string()), target_(join_host_port(host_, service_)), family_(options.family),
+          service_(port.to_string()), target_(join_host_port(printable(host_), service_)), family_(options.family),
           delay_(options.happy_eyeballs_delay), interleave_(options.interleave.value_or(delay_ ? 1 : 0)),
           timeout_(options.connect_timeout)
     {
@@ -133,7 +133,7 @@ tcp_connector::resolve(tcp::resolver& resolver, std::string host, std::string se
     while (!answer->error)
         co_await wait_until(deadline_);
     if (*answer->error)
-        throw std::system_error(*answer->error, "cannot resolve " + join_host_port(host, service));
+        throw std::system_error(*answer->error, "cannot resolve " + join_host_port(printable(host), service));
     co_return endpoints(answer->results.begin(), answer->results.end());
 }
 

@@ -54,6 +54,13 @@ inline void refuse_nul(std::string_view text, const std::string& what)
         throw std::invalid_argument(what + " holds a NUL, at which it would be cut");
 }
 
+/// As refuse_nul, but an abstract name of Linux begins with one.
+inline void refuse_nul_in_path(std::string_view path)
+{
+    if (!path.starts_with('\0'))
+        refuse_nul(path, "path");
+}
+
 /// Of the letters of ASCII.
 inline std::string lower_case(std::string_view text)
 {

@@ -219,6 +219,8 @@ UPGRADEABLE_STREAMS_DECL void tls_settings::resume(SSL* from)
     refuse_unless(SSL_get_SSL_CTX(from) == context.get(), "must be a connection of the same context");
     const std::string name = expected_name(from);
     refuse_unless(!name.empty() && is_for(name), "must be a connection with the same server_hostname");
+    refuse_unless(!tlsa_records.empty() || SSL_get0_dane_authority(from, nullptr, nullptr) < 0,
+                  "was known by tlsa_records; give them here too");
     session = copy_session(SSL_get_session(from));
 }
 
