@@ -8,6 +8,7 @@
 #include <upgradeable_streams/detail/compilation.hpp>
 #include <upgradeable_streams/detail/connection.hpp>
 #include <upgradeable_streams/detail/first_bytes.hpp>
+#include <upgradeable_streams/detail/handler_error.hpp>
 #include <upgradeable_streams/detail/openssl.hpp>
 #include <upgradeable_streams/detail/strand.hpp>
 #include <upgradeable_streams/detail/strand_executor.hpp>
@@ -27,7 +28,6 @@
 #include <asio/detached.hpp>
 #include <asio/dispatch.hpp>
 #include <asio/generic/stream_protocol.hpp>
-#include <asio/multiple_exceptions.hpp>
 #include <asio/post.hpp>
 #include <asio/redirect_error.hpp>
 #include <asio/ssl/context.hpp>
@@ -198,46 +198,6 @@ UPGRADEABLE_STREAMS_DECL connection_settings listener::settings_of_connection() 
     if (swapped_context_)
         made.tls.context = swapped_context_;
     return made;
-}
-
-/// What an exception says, of several operations' the first.
-inline std::string message_of(const std::exception_ptr& error)
-try
-{
-    std::rethrow_exception(error);
-}
-catch (const asio::multiple_exceptions& several)
-{
-    return message_of(several.first_exception());
-}
-catch (const std::exception& e)
-{
-    return e.what();
-}
-catch (...)
-{
-    return "unknown exception";
-}
-
-/// Whether that is what a connection tells that was closed on this side, at which its peer may well go.
-inline bool tells_closed(const std::exception_ptr& error)
-try
-{
-    std::rethrow_exception(error);
-}
-catch (const asio::multiple_exceptions& several)
-{
-    return tells_closed(several.first_exception());
-}
-catch (const std::system_error& e)
-{
-    return e.code() == errc::connection_closed || e.code() == errc::shutdown_timeout ||
-           e.code() == asio::error::operation_aborted || e.code() == asio::error::connection_reset ||
-           e.code() == asio::error::broken_pipe;
-}
-catch (...)
-{
-    return false;
 }
 
 UPGRADEABLE_STREAMS_DECL void listener::report(std::exception_ptr error, const socket_address& peer) const noexcept

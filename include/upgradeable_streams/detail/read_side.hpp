@@ -83,8 +83,9 @@ public:
         {
             const bool is_part = look_again();
             has_come = receive_now();
-            is_more = is_part || has_skipped();
-            skips += has_skipped();
+            const bool is_skip = has_skipped();
+            is_more = is_part || is_skip;
+            skips += is_skip;
         }
         spent_ = spent;
         return has_come || is_more;
